@@ -1,0 +1,1 @@
+//! Hospes in the guest: the root daemon, the per-user worker and the in-guest command.

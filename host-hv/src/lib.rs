@@ -1,0 +1,1 @@
+//! Virtio devices, served to QEMU over vhost-user and to our own machine.

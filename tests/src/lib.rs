@@ -1,0 +1,1 @@
+//! Tests across crates, and the lab that boots real guests.
