@@ -1,0 +1,372 @@
+//! Frames: what every connection carries in both directions, from its first byte to its last.
+//!
+//! ```text
+//!  0       2         4                 8
+//!  +-------+---------+-----------------+----------- - -
+//!  | id    | channel | payload length  | payload
+//!  | u16   | u16     | u32             |
+//!  +-------+---------+-----------------+----------- - -      all little-endian
+//! ```
+//! The header stands outside the codec, so that a frame can be skipped, forwarded or spliced without decoding it. The
+//! channel is a stream's number on stream frames ([`FrameId::DATA`], [`FrameId::CREDIT`], [`FrameId::END`],
+//! [`FrameId::UNWANTED`]) and zero elsewhere. Ids of one feature share their high byte.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::codec::{self, CodecError};
+use crate::limits::{DATA_LEN, HANDSHAKE_LEN, HEADER_LEN, LARGE_MESSAGE_LEN, MESSAGE_LEN};
+use crate::open_enum;
+
+open_enum! {
+    /// What a frame is. Released numbers never change their meaning or their payload's bytes.
+    pub struct FrameId(u16) {
+        /// Host to guest, first: [`ClientHello`](crate::handshake::ClientHello).
+        CLIENT_HELLO = 0x0001,
+        /// Guest to host: [`ServerHello`](crate::handshake::ServerHello).
+        SERVER_HELLO = 0x0002,
+        /// Host to guest: [`ClientAuth`](crate::handshake::ClientAuth).
+        CLIENT_AUTH = 0x0003,
+        /// Guest to host: [`Ready`](crate::handshake::Ready), the host is trusted.
+        READY = 0x0004,
+        /// Host to guest, first: a [`Ticket`](crate::ticket::Ticket) in place of a handshake.
+        TICKET = 0x0005,
+        /// Guest to host: [`Opened`](crate::ticket::Opened), the ticket holds.
+        OPENED = 0x0006,
+        /// Either way, last: a [`WireError`](crate::error::WireError).
+        FAILED = 0x0007,
+        /// Either way: [`Unknown`](crate::error::Unknown), the answer to an id that the receiver does not know.
+        UNKNOWN = 0x0008,
+        /// Host to guest, last: the host has all it wanted. No payload.
+        BYE = 0x0009,
+        /// Guest to host: [`Announce`](crate::handshake::Announce), on the announce port.
+        ANNOUNCE = 0x000a,
+
+        /// Either way, on a stream: raw bytes.
+        DATA = 0x0010,
+        /// Either way, on a stream: a u32, so many more bytes may be sent.
+        CREDIT = 0x0011,
+        /// Either way, on a stream: a u64, the stream's bytes in all. Nothing follows on it.
+        END = 0x0012,
+        /// Either way, on a stream: its receiver wants no more of it. No payload.
+        UNWANTED = 0x0013,
+
+        /// Host to guest: [`Exec`](crate::exec::Exec).
+        EXEC = 0x0100,
+        /// Guest to host: [`Started`](crate::exec::Started).
+        EXEC_STARTED = 0x0101,
+        /// Host to guest: [`Signal`](crate::exec::Signal).
+        EXEC_SIGNAL = 0x0102,
+        /// Host to guest: [`WindowSize`](crate::exec::WindowSize).
+        EXEC_RESIZE = 0x0103,
+        /// Guest to host: [`Exited`](crate::exec::Exited).
+        EXEC_EXITED = 0x0104,
+        /// Host to guest: [`Attach`](crate::exec::Attach).
+        EXEC_ATTACH = 0x0105,
+        /// Host to guest: let the command run on without this connection. No payload.
+        EXEC_DETACH = 0x0106,
+
+        /// Host to guest: [`Ps`](crate::process::Ps).
+        PS = 0x0200,
+        /// Guest to host: [`Processes`](crate::process::Processes).
+        PROCESSES = 0x0201,
+        /// Host to guest: [`Kill`](crate::process::Kill).
+        KILL = 0x0202,
+        /// Guest to host: [`Killed`](crate::process::Killed).
+        KILLED = 0x0203,
+
+        /// Host to guest: this connection is a control session. No payload.
+        CONTROL = 0x0300,
+        /// Host to guest, in a control session: [`Request`](crate::control::Request).
+        REQUEST = 0x0301,
+        /// Guest to host, in a control session: [`Reply`](crate::control::Reply).
+        REPLY = 0x0302,
+        /// Guest to host, in a control session: [`Event`](crate::control::Event).
+        EVENT = 0x0303,
+    }
+}
+
+impl FrameId {
+    /// The most payload bytes a frame of this id may have. Ids this release does not know get the ordinary cap, so
+    /// that they can be skipped and answered.
+    #[must_use]
+    pub const fn max_len(self) -> u32 {
+        match self {
+            Self::CLIENT_HELLO | Self::SERVER_HELLO | Self::CLIENT_AUTH | Self::READY | Self::ANNOUNCE => {
+                HANDSHAKE_LEN
+            }
+            Self::TICKET | Self::OPENED => HANDSHAKE_LEN,
+            Self::BYE | Self::UNWANTED | Self::EXEC_DETACH | Self::CONTROL => 0,
+            Self::CREDIT | Self::END | Self::EXEC_SIGNAL | Self::EXEC_RESIZE => 64,
+            Self::DATA => DATA_LEN,
+            Self::EXEC | Self::PROCESSES | Self::REQUEST | Self::REPLY => LARGE_MESSAGE_LEN,
+            _ => MESSAGE_LEN,
+        }
+    }
+}
+
+/// Why a frame's header is refused. The sender is at fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The header claims more payload than its id may have.
+    #[error("Frame {id} claims {len} bytes, its limit is {max}")]
+    TooLong {
+        /// The frame's id.
+        id: FrameId,
+        /// Bytes the header claims.
+        len: u32,
+        /// Bytes the id may have.
+        max: u32,
+    },
+}
+
+/// A frame's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// What the frame is.
+    pub id: FrameId,
+    /// The stream's number on stream frames, else zero.
+    pub channel: u16,
+    /// Payload bytes that follow.
+    pub len: u32,
+}
+
+impl Header {
+    /// Reads a header and holds its length against the id's cap.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLong`].
+    pub fn parse(bytes: [u8; HEADER_LEN]) -> Result<Self, FrameError> {
+        let [i0, i1, c0, c1, l0, l1, l2, l3] = bytes;
+        let id = FrameId(u16::from_le_bytes([i0, i1]));
+        let len = u32::from_le_bytes([l0, l1, l2, l3]);
+        let max = id.max_len();
+        if len > max {
+            return Err(FrameError::TooLong { id, len, max });
+        }
+        Ok(Self { id, channel: u16::from_le_bytes([c0, c1]), len })
+    }
+
+    /// The header's bytes.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; HEADER_LEN] {
+        let [i0, i1] = self.id.0.to_le_bytes();
+        let [c0, c1] = self.channel.to_le_bytes();
+        let [l0, l1, l2, l3] = self.len.to_le_bytes();
+        [i0, i1, c0, c1, l0, l1, l2, l3]
+    }
+}
+
+/// A whole frame, borrowed from the buffer it arrived in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// What the frame is.
+    pub id: FrameId,
+    /// The stream's number on stream frames, else zero.
+    pub channel: u16,
+    /// The bytes after the header.
+    pub payload: &'a [u8],
+}
+
+impl Frame<'_> {
+    /// Decodes the payload as `T`.
+    ///
+    /// # Errors
+    /// [`CodecError`] where it is none.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, CodecError> {
+        codec::decode(self.payload)
+    }
+}
+
+/// Appends a frame whose payload is an encoded message.
+pub fn put<T: Serialize>(id: FrameId, message: &T, out: &mut Vec<u8>) {
+    put_on(id, 0, message, out);
+}
+
+/// As [`put`], on a stream.
+pub fn put_on<T: Serialize>(id: FrameId, channel: u16, message: &T, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_LEN]);
+    codec::encode_into(message, out);
+    finish(id, channel, start, out);
+}
+
+/// Appends a frame of raw bytes (or none).
+///
+/// # Panics
+/// Where the bytes are over the id's cap: the caller splits, this is our own fault and not the peer's.
+pub fn put_raw(id: FrameId, channel: u16, bytes: &[u8], out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_LEN]);
+    out.extend_from_slice(bytes);
+    finish(id, channel, start, out);
+}
+
+fn finish(id: FrameId, channel: u16, start: usize, out: &mut [u8]) {
+    let len = u32::try_from(out.len() - start - HEADER_LEN).unwrap_or(u32::MAX);
+    assert!(len <= id.max_len(), "frame {id} of {len} bytes is over its own limit");
+    out[start..start + HEADER_LEN].copy_from_slice(&Header { id, channel, len }.to_bytes());
+}
+
+/// Bytes in, frames out: the receive buffer of one connection. It does no I/O; the rim reads into [`space`] and says
+/// how much with [`filled`].
+///
+/// The buffer holds one frame whole, so it grows to the largest frame seen and is bounded by the ids' caps.
+///
+/// [`space`]: FrameBuffer::space
+/// [`filled`]: FrameBuffer::filled
+#[derive(Debug, Default)]
+pub struct FrameBuffer {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl FrameBuffer {
+    const CHUNK: usize = 64 * 1024;
+
+    /// An empty buffer. It allocates at the first [`space`](Self::space).
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { bytes: Vec::new(), start: 0, end: 0 }
+    }
+
+    /// Room to read into: at least one byte, and the whole of what the frame under way still lacks.
+    pub fn space(&mut self) -> &mut [u8] {
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+        let lacking = self.lacking().max(1);
+        let want = lacking.max(Self::CHUNK.min(self.bytes.len() / 2));
+        if self.bytes.len() - self.end < want && self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        if self.bytes.len() - self.end < lacking {
+            self.bytes.resize((self.end + lacking).max(Self::CHUNK), 0);
+        }
+        &mut self.bytes[self.end..]
+    }
+
+    /// The rim has read `n` bytes into [`space`](Self::space).
+    pub fn filled(&mut self, n: usize) {
+        self.end = (self.end + n).min(self.bytes.len());
+    }
+
+    /// The next whole frame, or `None` until more bytes arrive.
+    ///
+    /// # Errors
+    /// [`FrameError`]; the connection cannot go on.
+    pub fn take(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
+        let Some(header) = self.header()? else { return Ok(None) };
+        let from = self.start + HEADER_LEN;
+        let to = from + header.len as usize;
+        if to > self.end {
+            return Ok(None);
+        }
+        self.start = to;
+        Ok(Some(Frame { id: header.id, channel: header.channel, payload: &self.bytes[from..to] }))
+    }
+
+    /// Whether bytes of an unfinished frame wait: a connection that ends now ends inside a frame.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Bytes that have been read and not yet taken as frames: what a connection's next owner must be given.
+    #[must_use]
+    pub fn rest(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    fn header(&self) -> Result<Option<Header>, FrameError> {
+        match self.bytes[self.start..self.end].first_chunk::<HEADER_LEN>() {
+            Some(bytes) => Header::parse(*bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Bytes still missing from the frame under way. A refused header lacks none: `take` reports it.
+    fn lacking(&self) -> usize {
+        let have = self.end - self.start;
+        match self.header() {
+            Ok(Some(header)) => (HEADER_LEN + header.len as usize).saturating_sub(have),
+            Ok(None) => HEADER_LEN - have,
+            Err(_) => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_length_over_the_cap_is_refused_from_the_header_alone() {
+        let mut buffer = FrameBuffer::new();
+        let header = Header { id: FrameId::CLIENT_HELLO, channel: 0, len: HANDSHAKE_LEN + 1 };
+        buffer.space()[..HEADER_LEN].copy_from_slice(&header.to_bytes());
+        buffer.filled(HEADER_LEN);
+        assert_eq!(
+            buffer.take(),
+            Err(FrameError::TooLong {
+                id: FrameId::CLIENT_HELLO,
+                len: HANDSHAKE_LEN + 1,
+                max: HANDSHAKE_LEN
+            })
+        );
+    }
+
+    #[test]
+    fn an_unknown_id_is_a_frame_like_any_other() {
+        let mut wire = Vec::new();
+        put_raw(FrameId(0x7777), 3, b"later", &mut wire);
+        let mut buffer = FrameBuffer::new();
+        buffer.space()[..wire.len()].copy_from_slice(&wire);
+        buffer.filled(wire.len());
+        let frame = buffer.take().unwrap().unwrap();
+        assert_eq!((frame.id.0, frame.channel, frame.payload), (0x7777, 3, &b"later"[..]));
+        assert_eq!(std::format!("{}", frame.id), "FrameId(0x7777)");
+    }
+
+    proptest! {
+        #[test]
+        fn frames_survive_any_cut(lens in proptest::collection::vec(0usize..200_000, 1..6), cuts in proptest::collection::vec(1usize..90_000, 1..20)) {
+            let mut wire = Vec::new();
+            for (n, len) in lens.iter().enumerate() {
+                put_raw(FrameId::DATA, u16::try_from(n).unwrap(), &std::vec![u8::try_from(n).unwrap(); *len], &mut wire);
+            }
+            let mut buffer = FrameBuffer::new();
+            let mut seen = Vec::new();
+            let mut cuts = cuts.iter().cycle();
+            while !wire.is_empty() {
+                let space = buffer.space();
+                let n = wire.len().min(*cuts.next().unwrap()).min(space.len());
+                space[..n].copy_from_slice(&wire[..n]);
+                wire.drain(..n);
+                buffer.filled(n);
+                while let Some(frame) = buffer.take().unwrap() {
+                    prop_assert!(frame.payload.iter().all(|b| u16::from(*b) == frame.channel));
+                    seen.push(frame.payload.len());
+                }
+            }
+            prop_assert_eq!(seen, lens);
+            prop_assert!(buffer.is_empty());
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..4096)) {
+            let mut buffer = FrameBuffer::new();
+            for chunk in bytes.chunks(7) {
+                buffer.space()[..chunk.len()].copy_from_slice(chunk);
+                buffer.filled(chunk.len());
+                loop {
+                    match buffer.take() { Ok(Some(_)) => (), Ok(None) => break, Err(_) => return Ok(()) }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Every cap in the protocol, with its unit. A peer that passes one is at fault and the connection ends.
+
+/// The guest's vsock port. Below 1024, so that binding it in the guest takes `CAP_NET_BIND_SERVICE`: a floor that
+/// keeps an ordinary guest user from posing as the daemon, not an identity (that is the handshake's work).
+pub const GUEST_PORT: u32 = 650;
+
+/// The host's vsock port on which a guest may announce itself.
+pub const ANNOUNCE_PORT: u32 = 651;
+
+/// Bytes of a frame header.
+pub const HEADER_LEN: usize = 8;
+
+/// Bytes in a handshake frame's payload. Small: it is read before anybody has proved anything.
+pub const HANDSHAKE_LEN: u32 = 2 * 1024;
+
+/// Bytes in an ordinary message's payload.
+pub const MESSAGE_LEN: u32 = 64 * 1024;
+
+/// Bytes in a message that carries user-sized lists (arguments, environments, directory listings, variables).
+/// Linux allows 2 MiB of arguments and environment under the default 8 MiB stack.
+pub const LARGE_MESSAGE_LEN: u32 = 4 * 1024 * 1024;
+
+/// Bytes in one data frame's payload.
+pub const DATA_LEN: u32 = 256 * 1024;
+
+/// Bytes a stream's sender may send before the first [`CREDIT`](crate::frame::FrameId::CREDIT) arrives. A window of
+/// this size is what each end buffers at most for a stream whose reader is slow.
+pub const INITIAL_CREDIT: u32 = 512 * 1024;
+
+/// Protocol versions in one hello.
+pub const VERSIONS: usize = 16;
+
+/// Characters in an error's message and in its hint, each.
+pub const ERROR_TEXT: usize = 4 * 1024;
+
+/// Bytes in a user name.
+pub const USER_NAME: usize = 256;
+
+/// Arguments of one command.
+pub const ARGV: usize = 65_536;
+
+/// Environment entries of one command.
+pub const ENV: usize = 16_384;
+
+/// Bytes in a path. Linux's `PATH_MAX`, its terminating NUL not counted.
+pub const PATH: usize = 4095;
+
+/// Tickets a session may issue ahead of the lowest that the guest has not yet seen. An older one is refused.
+pub const TICKET_WINDOW: u64 = 4096;
+
+/// Control sessions that a guest serves at once. More are refused, the oldest idle one is not taken away.
+pub const SESSIONS: usize = 64;
+
+/// Connections that have not yet said who they are, in the guest, at once.
+pub const HANDSHAKES: usize = 64;
+
+/// Milliseconds from connect to the end of the handshake, or to a ticket with its operation.
+pub const HANDSHAKE_MS: u64 = 10_000;
+
+/// Milliseconds between the hang-up that a command gets when its connection is lost and the kill that follows.
+pub const HANGUP_GRACE_MS: u64 = 10_000;
+
+/// Bytes of output kept for a detached command, per stream, unless the request says less.
+pub const KEPT_OUTPUT: u64 = 1024 * 1024;
