@@ -61,6 +61,17 @@ pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, CodecError> {
     Ok(message)
 }
 
+/// Reads the value that `payload` begins with, and leaves the rest.
+///
+/// # Errors
+/// [`CodecError::Malformed`].
+pub fn decode_first<T: DeserializeOwned>(payload: &[u8]) -> Result<T, CodecError> {
+    let what = short_name::<T>();
+    bincode::serde::decode_from_slice::<T, _>(payload, config())
+        .map(|(first, _)| first)
+        .map_err(|error| CodecError::Malformed { what, reason: format!("{error}") })
+}
+
 fn short_name<T>() -> &'static str {
     let name = std::any::type_name::<T>();
     name.rsplit("::").next().unwrap_or(name)

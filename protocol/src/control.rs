@@ -9,12 +9,20 @@
 //!  |   EVENT …  (once subscribed)         |
 //!  |<-------------------------------------|
 //! ```
-//! It follows a full handshake on the same connection, never a ticket: its session's tickets die with it.
+//! It follows a full handshake on the same connection, never a ticket: its session's tickets die with it. A single
+//! [`Request`] may also come alone on a connection of its own, after a ticket or a handshake, where [`Ask::Subscribe`]
+//! makes no sense and is refused.
+//!
+//! A request that this release cannot decode is answered all the same: its number stands first ([`number`]), and the
+//! answer is `UNSUPPORTED`.
 
 use serde::{Deserialize, Serialize};
 
+use crate::codec::{self, CodecError};
 use crate::error::WireError;
 use crate::info::Info;
+use crate::power::{Power, PowerReply};
+use crate::variable::Variable;
 
 /// A request and its number, which the reply repeats.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +42,30 @@ pub enum Ask {
     Info,
     /// Tell me of changes, as [`Event`]s, from now on.
     Subscribe,
+    /// Every variable, secrets without their values.
+    VariableList,
+    /// One variable. A secret is not the host's to read back.
+    VariableGet {
+        /// Its name.
+        name: String,
+    },
+    /// Sets a variable.
+    VariableSet(Variable),
+    /// Removes a variable.
+    VariableRemove {
+        /// Its name.
+        name: String,
+    },
+    /// Shutdown, reboot, halt or suspend.
+    Power(Power),
+}
+
+/// The number of a request, whether or not the rest of it decodes.
+///
+/// # Errors
+/// [`CodecError`] where not even the number does.
+pub fn number(payload: &[u8]) -> Result<u64, CodecError> {
+    codec::decode_first(payload)
 }
 
 /// The reply to a request.
@@ -54,6 +86,12 @@ pub enum Answer {
     Info(Box<Info>),
     /// To requests that have no more to say.
     Done,
+    /// To [`Ask::VariableList`].
+    Variables(Vec<Variable>),
+    /// To [`Ask::VariableGet`].
+    Variable(Variable),
+    /// To [`Ask::Power`].
+    Power(PowerReply),
 }
 
 /// Something changed in the guest. A variant's place is its number on the wire: new ones go to the end.
@@ -63,4 +101,23 @@ pub enum Event {
     Info(Box<Info>),
     /// The guest is about to stop; why, in one word: `poweroff`, `reboot`, `halt`, `suspend`, `upgrade`.
     Stopping(String),
+    /// A variable changed or went; its name.
+    Variable(String),
+    /// The guest came back from suspend.
+    Resumed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_a_request_from_the_future_can_be_read() {
+        let mut payload = Vec::new();
+        codec::encode_into(&Request { number: 77, ask: Ask::Ping }, &mut payload);
+        // A variant that does not exist yet.
+        *payload.last_mut().unwrap() = 200;
+        assert!(codec::decode::<Request>(&payload).is_err());
+        assert_eq!(number(&payload).unwrap(), 77);
+    }
 }

@@ -76,12 +76,33 @@ open_enum! {
 
         /// Host to guest: this connection is a control session. No payload.
         CONTROL = 0x0300,
-        /// Host to guest, in a control session: [`Request`](crate::control::Request).
+        /// Host to guest, in a control session, or alone on a connection of its own:
+        /// [`Request`](crate::control::Request).
         REQUEST = 0x0301,
         /// Guest to host, in a control session: [`Reply`](crate::control::Reply).
         REPLY = 0x0302,
         /// Guest to host, in a control session: [`Event`](crate::control::Event).
         EVENT = 0x0303,
+
+        /// Host to guest: [`FileRequest`](crate::file::FileRequest).
+        FILE = 0x0500,
+        /// Guest to host: [`FileReply`](crate::file::FileReply).
+        FILE_REPLY = 0x0501,
+        /// Guest to host: [`Entries`](crate::file::Entries).
+        FILE_ENTRIES = 0x0502,
+
+        /// Host to guest: [`Connect`](crate::forward::Connect).
+        FORWARD_CONNECT = 0x0600,
+        /// Host to guest: [`Listen`](crate::forward::Listen).
+        FORWARD_LISTEN = 0x0601,
+        /// Host to guest: [`Accept`](crate::forward::Accept).
+        FORWARD_ACCEPT = 0x0602,
+        /// Guest to host: [`Open`](crate::forward::Open).
+        FORWARD_OPEN = 0x0603,
+        /// Guest to host: [`Listening`](crate::forward::Listening).
+        FORWARD_LISTENING = 0x0604,
+        /// Guest to host: [`Incoming`](crate::forward::Incoming).
+        FORWARD_INCOMING = 0x0605,
     }
 }
 
@@ -98,7 +119,9 @@ impl FrameId {
             Self::BYE | Self::UNWANTED | Self::EXEC_DETACH | Self::CONTROL => 0,
             Self::CREDIT | Self::END | Self::EXEC_SIGNAL | Self::EXEC_RESIZE => 64,
             Self::DATA => DATA_LEN,
-            Self::EXEC | Self::PROCESSES | Self::REQUEST | Self::REPLY => LARGE_MESSAGE_LEN,
+            Self::EXEC | Self::PROCESSES | Self::REQUEST | Self::REPLY | Self::FILE_ENTRIES => {
+                LARGE_MESSAGE_LEN
+            }
             _ => MESSAGE_LEN,
         }
     }

@@ -62,3 +62,24 @@ pub const HANGUP_GRACE_MS: u64 = 10_000;
 
 /// Bytes of output kept for a detached command, per stream, unless the request says less.
 pub const KEPT_OUTPUT: u64 = 1024 * 1024;
+
+/// Milliseconds in which the host must take a call that a forward's listener announced.
+pub const FORWARD_ACCEPT_MS: u64 = 10_000;
+
+/// Calls of one listener that wait for the host at once. More wait in the kernel's backlog.
+pub const FORWARD_PENDING: usize = 32;
+
+/// Guest variables, in all.
+pub const VARIABLES: usize = 1024;
+
+/// Bytes in a variable's name.
+pub const VARIABLE_NAME: usize = 128;
+
+/// Bytes in a variable's value.
+pub const VARIABLE_VALUE: usize = 64 * 1024;
+
+/// Bytes in all variables' names and values.
+pub const VARIABLES_TOTAL: usize = 1024 * 1024;
+
+/// Bytes of a power script's output that are kept, its last ones.
+pub const SCRIPT_OUTPUT: usize = 4 * 1024;
