@@ -15,14 +15,14 @@ packages="
     mmdebstrap debian-archive-keyring
     e2fsprogs cpio xz-utils
     openssh-client
-    dpkg-dev
+    dpkg-dev fakeroot
 "
 # ca-certificates             cargo fetches crates
 # gcc…                        links for this machine, and for the guest
 # qemu-system-arm             boots the guest; qemu-user-static runs its programs here
 # mmdebstrap, e2fsprogs, cpio make its disk and its initramfs
 # openssh-client              the lab's key, and the peer that `make bench` measures against
-# dpkg-dev                    builds the packages
+# dpkg-dev, fakeroot          build the packages
 
 missing_packages() {
     for name in $packages; do

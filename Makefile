@@ -1,0 +1,64 @@
+# Hospes: every target does its own set-up on a fresh Debian 12 machine, as root or with sudo, and says what it does.
+
+.NOTPARALLEL:
+.PHONY: help setup lab build guest package test test-crates test-guest check clean-lab
+
+# One clock for the whole run: every line of progress tells the time since it began.
+HOSPES_STARTED ?= $(shell date +%s)
+export HOSPES_STARTED
+
+target := $(or $(CARGO_TARGET_DIR),target)
+env := set -eu; . tests/lab/env.sh;
+
+help:
+	@echo 'make test      every tier, up to a booted aarch64 guest'
+	@echo 'make check     format, clippy, docs, licences'
+	@echo
+	@echo 'make setup     packages, a Rust toolchain where none is there, and what builds for the guest'
+	@echo 'make lab       the guest that the tests boot: Debian 13 for arm64 (4 minutes, once)'
+	@echo 'make build     the programs for this machine, in $(target)/lab'
+	@echo 'make guest     the programs for the guest, in $(target)/aarch64-unknown-linux-gnu/lab'
+	@echo 'make package   hospes-tools for the guest, in $(target)/packages'
+	@echo 'make test-crates, make test-guest: the two halves of make test'
+	@echo 'make clean-lab forgets the cached guests'
+
+setup:
+	@sh tests/lab/setup.sh
+
+lab: setup
+	@sh tests/lab/image.sh
+
+build: setup
+	@$(env) say 'Building the programs for this machine'; \
+	cargo build --quiet --locked --profile lab -p host-agent -p host-hv --bins
+
+guest: setup
+	@$(env) say 'Building the programs for the guest'; \
+	cargo build --quiet --locked --profile lab --target $$guest_target -p guest-tools --bins
+
+package: setup
+	@sh packaging/build-deb.sh arm64 --profile lab --out $(target)/packages
+
+test-crates: setup
+	@$(env) say 'Testing the crates on this machine'; \
+	cargo test --quiet --locked --workspace --exclude integration-tests
+
+test-guest: setup lab build package
+	@$(env) say 'Testing in a booted guest'; \
+	cargo test --locked -p integration-tests
+
+test: test-crates test-guest
+	@$(env) say 'Every test passed'
+
+check: setup
+	@$(env) say 'Checking the format'; \
+	cargo fmt --check || fail 'The format differs: run cargo fmt.'; \
+	say 'Running clippy'; \
+	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings; \
+	say 'Checking the documentation'; \
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --workspace --no-deps --document-private-items; \
+	sh tests/lab/deny.sh; \
+	say 'Nothing to say'
+
+clean-lab:
+	@$(env) as_root rm -rf "$$HOSPES_CACHE/lab"
