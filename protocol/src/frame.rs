@@ -84,6 +84,19 @@ open_enum! {
         /// Guest to host, in a control session: [`Event`](crate::control::Event).
         EVENT = 0x0303,
 
+        /// Host to guest: [`Push`](crate::copy::Push).
+        COPY_PUSH = 0x0400,
+        /// Host to guest: [`Pull`](crate::copy::Pull).
+        COPY_PULL = 0x0401,
+        /// Host to guest: [`Resume`](crate::copy::Resume).
+        COPY_RESUME = 0x0402,
+        /// Guest to host: [`Position`](crate::copy::Position).
+        COPY_POSITION = 0x0403,
+        /// Guest to host: [`Problem`](crate::copy::Problem).
+        COPY_PROBLEM = 0x0404,
+        /// Guest to host: [`Done`](crate::copy::Done).
+        COPY_DONE = 0x0405,
+
         /// Host to guest: [`FileRequest`](crate::file::FileRequest).
         FILE = 0x0500,
         /// Guest to host: [`FileReply`](crate::file::FileReply).
@@ -103,6 +116,8 @@ open_enum! {
         FORWARD_LISTENING = 0x0604,
         /// Guest to host: [`Incoming`](crate::forward::Incoming).
         FORWARD_INCOMING = 0x0605,
+        /// Host to guest: [`Refuse`](crate::forward::Refuse).
+        FORWARD_REFUSE = 0x0606,
     }
 }
 
@@ -117,11 +132,19 @@ impl FrameId {
             }
             Self::TICKET | Self::OPENED => HANDSHAKE_LEN,
             Self::BYE | Self::UNWANTED | Self::EXEC_DETACH | Self::CONTROL => 0,
-            Self::CREDIT | Self::END | Self::EXEC_SIGNAL | Self::EXEC_RESIZE => 64,
+            Self::CREDIT
+            | Self::END
+            | Self::EXEC_SIGNAL
+            | Self::EXEC_RESIZE
+            | Self::COPY_POSITION
+            | Self::COPY_DONE => 64,
             Self::DATA => DATA_LEN,
-            Self::EXEC | Self::PROCESSES | Self::REQUEST | Self::REPLY | Self::FILE_ENTRIES => {
-                LARGE_MESSAGE_LEN
-            }
+            Self::EXEC
+            | Self::COPY_PULL
+            | Self::PROCESSES
+            | Self::REQUEST
+            | Self::REPLY
+            | Self::FILE_ENTRIES => LARGE_MESSAGE_LEN,
             _ => MESSAGE_LEN,
         }
     }

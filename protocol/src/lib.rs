@@ -100,6 +100,7 @@ mod open_enum;
 
 pub mod codec;
 pub mod control;
+pub mod copy;
 pub mod error;
 pub mod exec;
 pub mod file;

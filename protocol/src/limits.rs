@@ -83,3 +83,27 @@ pub const VARIABLES_TOTAL: usize = 1024 * 1024;
 
 /// Bytes of a power script's output that are kept, its last ones.
 pub const SCRIPT_OUTPUT: usize = 4 * 1024;
+
+/// Bytes in one name of a copy's archive. Linux allows 255; macOS 255 UTF-16 units, which is up to 765.
+pub const COPY_NAME: usize = 1024;
+
+/// Directories inside each other in a copy.
+pub const COPY_DEPTH: usize = 4096;
+
+/// Bytes of one entry's extended attributes in a copy, names and values together. They stay within a data frame.
+pub const COPY_XATTRS: usize = 128 * 1024;
+
+/// Files with several names in a copy: the receiver remembers where each one is.
+pub const COPY_LINKS: u64 = 1 << 20;
+
+/// Sources of one pull.
+pub const COPY_SOURCES: usize = 1024;
+
+/// Patterns of one pull.
+pub const COPY_PATTERNS: usize = 1024;
+
+/// Problems that a copy names; more are counted.
+pub const COPY_PROBLEMS: usize = 1000;
+
+/// Milliseconds for which a copy whose connection was cut waits to be taken up again.
+pub const COPY_PARKED_MS: u64 = 60_000;
