@@ -38,6 +38,15 @@ impl Lab {
         existing(target_dir()?.join("lab").join(name), "make build")
     }
 
+    /// The guest's package, as `make package` makes it.
+    pub fn package() -> Result<PathBuf> {
+        let version = env!("CARGO_PKG_VERSION");
+        existing(
+            target_dir()?.join("packages").join(format!("hospes-tools_{version}_arm64.deb")),
+            "make package",
+        )
+    }
+
     /// A program of ours for the guest, as `make guest` makes it.
     pub fn guest_program(name: &str) -> Result<PathBuf> {
         existing(target_dir()?.join("aarch64-unknown-linux-gnu/lab").join(name), "make guest")

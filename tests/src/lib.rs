@@ -25,6 +25,7 @@
 
 mod deadline;
 mod guest;
+mod host;
 mod lab;
 mod process;
 mod qmp;
@@ -32,6 +33,7 @@ mod shell;
 
 pub use deadline::Deadline;
 pub use guest::{Guest, GuestSpec, SharedGuest, Using};
+pub use host::{Host, Ran};
 pub use lab::Lab;
 pub use process::{Process, spawn};
 pub use qmp::Qmp;

@@ -1,0 +1,278 @@
+//! `make demo`: a real guest gets the package and is commanded from this machine, step by step, with real output.
+//!
+//! Every step shows the command as a user types it and what it printed, and then holds the result against the truth.
+//! The table at the end says what worked; one step that did not makes the whole fail.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use integration_tests::{Guest, GuestSpec, Host, Lab, Ran};
+
+fn main() -> ExitCode {
+    let mut story = Story::default();
+    if let Err(error) = tell(&mut story) {
+        println!("\nThe story could not go on: {error:#}");
+        story.failed = true;
+    }
+    story.table();
+    if story.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn tell(story: &mut Story) -> Result<()> {
+    let guest = story
+        .must("A Debian 13 arm64 guest boots under QEMU", |_| Guest::boot(GuestSpec::new("demo").ssh()))?;
+    story.must("The guest gets the package by apt install, and the daemon runs", |say| {
+        let package = Lab::package()?;
+        let name = package.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        say.typed(&format!("(in the guest) apt install ./{name}"));
+        guest.install(&[package])?;
+        say.printed(&guest.wait_until("systemctl is-active hospes-toolsd", Duration::from_secs(60))?);
+        say.typed("(in the guest) hospes-tools status");
+        say.printed(&guest.check("hospes-tools status")?);
+        Ok(())
+    })?;
+    let mut host = Host::new()?;
+    story.must("The host meets the guest over its vsock, and each pins the other's key", |say| {
+        say.typed(&format!("hospes add dev unix:{} --user dev", guest.vsock_path().display()));
+        host.add("dev", &guest)?;
+        host.start_agent()?;
+        say.run(&host, &["wait", "dev", "--timeout", "60s"])?.text()?;
+        say.run(&host, &["list"])?.text().map(drop)
+    })?;
+    story.step("info: what the guest says of itself", |say| {
+        let info = say.run(&host, &["info", "dev"])?.text()?;
+        let kernel = guest.check("uname -r")?;
+        ensure!(info.contains(kernel.trim()), "it does not name the kernel {}", kernel.trim());
+        Ok(())
+    });
+    story.step("exec: stdin, stdout and the exit status are the command's own", |say| {
+        say.typed("printf 'hello, guest' | hospes exec dev -- tr a-z A-Z");
+        let ran = host.run_with(&["exec", "dev", "--", "tr", "a-z", "A-Z"], b"hello, guest")?;
+        say.printed(&String::from_utf8_lossy(&ran.stdout));
+        ensure!(ran.status == 0 && ran.stdout == b"HELLO, GUEST", "it came back as {ran:?}");
+        let ran = say.run(&host, &["exec", "dev", "--", "sh", "-c", "echo out; echo err >&2; exit 7"])?;
+        ensure!(
+            ran.status == 7 && ran.stdout == b"out\n" && ran.stderr == "err\n",
+            "it came back as {ran:?}"
+        );
+        let ran = say.run(&host, &["exec", "dev", "--", "no-such-program"])?;
+        ensure!(ran.status == 127, "a missing program gives 127 in every shell, here {}", ran.status);
+        Ok(())
+    });
+    story.step("exec -t: a terminal, of the size that yours has", |say| {
+        say.typed("hospes exec -t dev -- sh -c 'tty; stty size'");
+        let text =
+            in_a_terminal(&host, &["exec", "-t", "dev", "--", "sh", "-c", "tty; stty size"], (31, 97))?;
+        say.printed(&text);
+        ensure!(text.contains("/dev/pts/"), "the command has no terminal");
+        ensure!(text.contains("31 97"), "the terminal is not of 31 rows and 97 columns");
+        Ok(())
+    });
+    story.step("cp: a tree goes over and comes back the same", |say| {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../protocol");
+        let source = source.canonicalize()?.display().to_string();
+        say.run(&host, &["cp", "--exclude", "target", &source, "dev:tree"])?.text()?;
+        say.run(&host, &["cp", "dev:tree", "back"])?.text()?;
+        let here = tree_hash(Path::new(&source))?;
+        let there = guest.check(&format!("cd /home/dev/tree && {HASH_TREE}"))?;
+        let back = tree_hash(&host.home().join("back"))?;
+        say.printed(&format!("here   {here}there  {there}back   {back}"));
+        ensure!(here == there && there == back, "the trees differ");
+        Ok(())
+    });
+    story.step("forward: a page of the guest's own web server, fetched here", |say| {
+        guest.put("/tmp/server.pl", 0o755, SERVER.as_bytes())?;
+        guest.check("systemd-run --quiet --unit=demo-server /usr/bin/perl /tmp/server.pl")?;
+        guest.wait_until("ss -ltn | grep -q :8080", Duration::from_secs(20))?;
+        say.typed("hospes forward dev -L 127.0.0.1:0:localhost:8080 &");
+        let page = through_a_forward(&host)?;
+        say.printed(&page);
+        ensure!(page.contains("This page comes from Linux"), "that is not the guest's page");
+        Ok(())
+    });
+    story.step("connect: rsync over ssh over vsock, with no network", |say| {
+        let source = host.home().join("rsynced");
+        fs::create_dir_all(source.join("a/b"))?;
+        fs::write(source.join("a/b/file"), vec![42; 100_000])?;
+        let remote = format!(
+            "ssh -F none -i {} -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
+             -o LogLevel=ERROR -o ProxyCommand='{} connect dev tcp:22'",
+            Lab::find()?.file("ssh_key").display(),
+            host.program().display()
+        );
+        say.typed("rsync -a -e \"ssh -o ProxyCommand='hospes connect dev tcp:22'\" rsynced dev@dev:");
+        let output = Command::new("rsync")
+            .args(["-a", "--stats", "-e", &remote, "rsynced", "dev@dev:"])
+            .env_clear()
+            .envs(host.environment())
+            .current_dir(host.home())
+            .output()
+            .context("Could not run rsync: run `make setup`")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        say.printed(&text.lines().filter(|line| line.contains("transferred")).collect::<Vec<_>>().join("\n"));
+        ensure!(output.status.success(), "rsync: {}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            guest.check(&format!("cd /home/dev/rsynced && {HASH_TREE}"))? == tree_hash(&source)?,
+            "the trees differ"
+        );
+        Ok(())
+    });
+    story.step("stop: a clean shutdown", |say| {
+        say.run(&host, &["stop", "dev"])?.text()?;
+        guest.wait_power_off()?;
+        let console = guest.console();
+        ensure!(console.contains("reboot: Power down"), "the guest's kernel did not say that it powers down");
+        say.printed("(on the guest's console) reboot: Power down");
+        Ok(())
+    });
+    Ok(())
+}
+
+const HASH_TREE: &str = "find . -type f ! -path './target/*' ! -path '*/target/*' -print0 | LC_ALL=C sort -z \
+                         | xargs -0 sha256sum | sha256sum";
+
+const SERVER: &str = r#"use IO::Socket::INET;
+my $server = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => 8080, Listen => 5, ReuseAddr => 1) or die $!;
+while (my $client = $server->accept) {
+    while (<$client>) { last if /^\r?$/ }
+    my $page = "This page comes from " . `uname -sr`;
+    print $client "HTTP/1.0 200 OK\r\nContent-Length: " . length($page) . "\r\n\r\n$page";
+    close $client;
+}
+"#;
+
+fn tree_hash(directory: &Path) -> Result<String> {
+    let output = Command::new("sh").arg("-c").arg(HASH_TREE).current_dir(directory).output()?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Runs a `hospes` command in a terminal of so many rows and columns, by way of script(1).
+fn in_a_terminal(host: &Host, words: &[&str], (rows, cols): (u16, u16)) -> Result<String> {
+    let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+    let line =
+        format!("stty rows {rows} cols {cols}; exec '{}' {}", host.program().display(), quoted.join(" "));
+    let output = Command::new("script")
+        .args(["-q", "-e", "-c", &line, "/dev/null"])
+        .env_clear()
+        .envs(host.environment())
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .output()
+        .context("Could not run script(1)")?;
+    Ok(String::from_utf8_lossy(&output.stdout).replace('\r', ""))
+}
+
+fn through_a_forward(host: &Host) -> Result<String> {
+    let mut forward = host
+        .command(&["forward", "dev", "-L", "127.0.0.1:0:localhost:8080"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let fetch = || -> Result<String> {
+        let mut line = String::new();
+        let stderr = forward.stderr.take().context("stderr is a pipe")?;
+        // The forward says on stderr what it listens on.
+        let mut said = BufReader::new(stderr);
+        let port = loop {
+            line.clear();
+            ensure!(said.read_line(&mut line)? > 0, "the forward ended at once");
+            let found = line
+                .split("127.0.0.1:")
+                .nth(1)
+                .map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
+            if let Some(port) = found.and_then(|digits| digits.parse::<u16>().ok()).filter(|port| *port != 0)
+            {
+                break port;
+            }
+        };
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        Ok(page.rsplit("\r\n\r\n").next().unwrap_or_default().to_owned())
+    };
+    let mut fetch = fetch;
+    let page = fetch();
+    // It runs until it is told to end.
+    let _ = forward.kill();
+    let _ = forward.wait();
+    page
+}
+
+/// The steps so far, for the table at the end.
+#[derive(Default)]
+struct Story {
+    steps: Vec<(String, Duration, Option<String>)>,
+    failed: bool,
+}
+
+/// What a step shows.
+struct Say;
+
+impl Say {
+    fn typed(&self, command: &str) {
+        println!("  $ {command}");
+    }
+
+    fn printed(&self, text: &str) {
+        for line in text.lines() {
+            println!("    {line}");
+        }
+    }
+
+    /// Shows a command, runs it, and shows what it printed and how it ended.
+    fn run(&self, host: &Host, words: &[&str]) -> Result<Ran> {
+        let quote = |word: &&str| if word.contains(' ') { format!("'{word}'") } else { (*word).to_owned() };
+        self.typed(&format!("hospes {}", words.iter().map(quote).collect::<Vec<_>>().join(" ")));
+        let ran = host.run(words)?;
+        self.printed(&String::from_utf8_lossy(&ran.stdout));
+        self.printed(&ran.stderr);
+        if ran.status != 0 {
+            println!("    (exit status {})", ran.status);
+        }
+        Ok(ran)
+    }
+}
+
+impl Story {
+    /// A step without which the rest makes no sense.
+    fn must<T>(&mut self, name: &str, act: impl FnOnce(&Say) -> Result<T>) -> Result<T> {
+        println!("\n== {name}");
+        let start = Instant::now();
+        let result = act(&Say);
+        let failure = result.as_ref().err().map(|error| format!("{error:#}"));
+        if let Some(failure) = &failure {
+            println!("  FAILED: {failure}");
+            self.failed = true;
+        }
+        self.steps.push((name.to_owned(), start.elapsed(), failure));
+        match result {
+            Ok(value) => Ok(value),
+            Err(_) => bail!("\"{name}\" failed"),
+        }
+    }
+
+    /// A step after which the story goes on whatever happened.
+    fn step(&mut self, name: &str, act: impl FnOnce(&Say) -> Result<()>) {
+        let _ = self.must(name, act);
+    }
+
+    fn table(&self) {
+        println!("\n  {:<8} {:>7}  step", "result", "seconds");
+        for (name, took, failure) in &self.steps {
+            let result = if failure.is_none() { "worked" } else { "FAILED" };
+            println!("  {result:<8} {:>7.1}  {name}", took.as_secs_f32());
+        }
+        if self.failed {
+            println!(
+                "\nNot everything worked. The guest's console and logs are in the target directory, under lab-runs/demo."
+            );
+        }
+    }
+}
