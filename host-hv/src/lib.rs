@@ -1,1 +1,19 @@
-//! Virtio devices, served to QEMU over vhost-user and to our own machine.
+//! Virtio devices, each written once and served by two front ends.
+//!
+//! ```text
+//!   guest driver ── virtqueues in guest memory ──┐
+//!                                                ▼
+//!            virtio::Device  ◄── vhost_user (QEMU and every VMM that speaks vhost-user; Linux)
+//!                  │         ◄── virtio-mmio (our own machine; later)
+//!                  ▼
+//!            virtio::vsock   ── io ──► Unix sockets on the host, or another guest
+//! ```
+//!
+//! The core knows guest memory, virtqueues and byte streams. What only one operating system has stands behind
+//! [`io`] and [`vhost_user`].
+
+pub mod io;
+pub mod virtio;
+
+#[cfg(target_os = "linux")]
+pub mod vhost_user;

@@ -1,0 +1,14 @@
+//! Byte streams and the memory they move: the only module that makes system calls for the devices.
+//!
+//! Everything here builds on Linux and macOS; readiness comes from `mio` (epoll or kqueue), edge-triggered, so a
+//! stream is registered once and nothing is re-armed.
+
+mod buffer;
+mod endpoint;
+mod iobuf;
+mod pipe;
+
+pub use buffer::ByteRing;
+pub use endpoint::{Endpoint, StreamEnd};
+pub use iobuf::{IoBuf, discard, peek};
+pub use pipe::{PipeEnd, WakeList, pipe};

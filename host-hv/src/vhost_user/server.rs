@@ -1,0 +1,287 @@
+//! The event loop: one thread, one or more guests.
+
+use std::cell::RefCell;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use mio::event::Event;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use thiserror::Error;
+use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
+
+use super::Control;
+use crate::io::{Endpoint, peek};
+use crate::virtio::Device;
+use crate::virtio::vsock::spec::HOST_CID;
+use crate::virtio::vsock::uds::{Arrival, Reception, UdsError, UdsHost, bind};
+use crate::virtio::vsock::{ConnectError, Limits, Readiness, Vsock};
+
+/// Why the server cannot start or go on.
+#[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum ServerError {
+    #[error(transparent)]
+    Socket(#[from] UdsError),
+    #[error(transparent)]
+    Device(#[from] ConnectError),
+    #[error("Failed to wait for events")]
+    Poll(#[source] io::Error),
+}
+
+/// One guest to serve.
+#[derive(Clone, Debug)]
+pub struct GuestSpec {
+    /// Its cid.
+    pub cid: u64,
+    /// Where its VMM connects.
+    pub socket: PathBuf,
+    /// Where clients on the host connect.
+    pub uds: PathBuf,
+    /// Sockets that lead to one port each.
+    pub ports: Vec<(u32, PathBuf)>,
+    /// What it may use up.
+    pub limits: Limits,
+}
+
+type Handler = BackendReqHandler<Mutex<Control<Vsock>>>;
+
+/// A connected VMM.
+struct Vmm {
+    handler: Handler,
+    control: Arc<Mutex<Control<Vsock>>>,
+    /// The same socket, to see whether more requests wait.
+    stream: net::UnixStream,
+}
+
+struct Guest {
+    spec: GuestSpec,
+    device: Rc<RefCell<Vsock>>,
+    reception: Reception,
+    listener: net::UnixListener,
+    vmm: Option<Vmm>,
+}
+
+/// Serves guests until told to stop.
+pub struct Server {
+    poll: Poll,
+    guests: Vec<Guest>,
+    once: bool,
+}
+
+/// What a token stands for, within a guest.
+#[derive(Clone, Copy)]
+enum Kind {
+    Stream,
+    Reception,
+    Client,
+    VmmListener,
+    Vmm,
+    Kick,
+}
+
+const KINDS: [Kind; 6] =
+    [Kind::Stream, Kind::Reception, Kind::Client, Kind::VmmListener, Kind::Vmm, Kind::Kick];
+
+fn token(guest: usize, kind: Kind, id: usize) -> Token {
+    Token(guest << 40 | (kind as usize) << 32 | id)
+}
+
+fn parse(token: Token) -> Option<(usize, Kind, usize)> {
+    let kind = *KINDS.get(token.0 >> 32 & 0xff)?;
+    Some((token.0 >> 40, kind, token.0 & 0xffff_ffff))
+}
+
+impl Server {
+    /// Opens all sockets. With `once`, [`run`](Self::run) returns when the VMM of any guest has gone.
+    pub fn new(specs: Vec<GuestSpec>, once: bool) -> Result<Self, ServerError> {
+        let poll = Poll::new().map_err(ServerError::Poll)?;
+        let mut guests = Vec::new();
+        for (number, spec) in specs.into_iter().enumerate() {
+            guests.push(Guest::new(number, spec, &poll)?);
+        }
+        Ok(Self { poll, guests, once })
+    }
+
+    /// Serves.
+    pub fn run(&mut self) -> Result<(), ServerError> {
+        let mut events = Events::with_capacity(256);
+        let mut more = false;
+        loop {
+            let timeout = if more { Some(Duration::ZERO) } else { self.timeout() };
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() != ErrorKind::Interrupted => return Err(ServerError::Poll(error)),
+                _ => {}
+            }
+            for event in &events {
+                let Some((number, kind, id)) = parse(event.token()) else { continue };
+                let Some(guest) = self.guests.get_mut(number) else { continue };
+                let gone = guest.handle(number, kind, id, event, &self.poll);
+                if gone && self.once {
+                    return Ok(());
+                }
+            }
+            self.expire();
+            more = false;
+            for guest in &self.guests {
+                more |= guest.device.borrow_mut().run();
+            }
+        }
+    }
+
+    fn timeout(&mut self) -> Option<Duration> {
+        let next = self
+            .guests
+            .iter_mut()
+            .flat_map(|guest| [guest.device.borrow_mut().deadline(), guest.reception.deadline()])
+            .flatten()
+            .min()?;
+        // One more millisecond: a wait that ends early would only be repeated.
+        Some(next.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
+    }
+
+    fn expire(&mut self) {
+        for (number, guest) in self.guests.iter_mut().enumerate() {
+            let now = Instant::now();
+            if guest.reception.deadline().is_some_and(|at| at <= now) && guest.reception.expire(now) {
+                for listener in 0..guest.reception.listeners() {
+                    guest.accept(number, listener, &self.poll);
+                }
+            }
+        }
+    }
+}
+
+impl Guest {
+    fn new(number: usize, spec: GuestSpec, poll: &Poll) -> Result<Self, ServerError> {
+        let registry = poll.registry().try_clone().map_err(ServerError::Poll)?;
+        let stream_token = Box::new(move |id| token(number, Kind::Stream, id as usize));
+        let host = UdsHost::new(&spec.uds, registry, stream_token);
+        let device = Vsock::new(spec.cid, spec.limits, Box::new(host))?;
+        let mut reception = Reception::new(&spec.uds, &spec.ports)?;
+        reception
+            .register(poll.registry(), |id| token(number, Kind::Reception, id))
+            .map_err(ServerError::Poll)?;
+        let listener = bind(&spec.socket)?;
+        watch(poll, listener.as_raw_fd(), token(number, Kind::VmmListener, 0)).map_err(ServerError::Poll)?;
+        Ok(Self { spec, device: Rc::new(RefCell::new(device)), reception, listener, vmm: None })
+    }
+
+    /// True: the VMM has gone.
+    fn handle(&mut self, number: usize, kind: Kind, id: usize, event: &Event, poll: &Poll) -> bool {
+        match kind {
+            Kind::Stream => {
+                let id = u32::try_from(id).unwrap_or(u32::MAX);
+                let news = Readiness {
+                    readable: event.is_readable(),
+                    writable: event.is_writable(),
+                    ended: event.is_read_closed(),
+                    hung_up: event.is_write_closed(),
+                };
+                self.device.borrow_mut().stream_ready(id, news);
+            }
+            Kind::Kick => self.device.borrow_mut().kick(id),
+            Kind::Reception => self.accept(number, id, poll),
+            Kind::Client => {
+                if let Some(arrival) = self.reception.read_line(id, poll.registry()) {
+                    self.connect(arrival);
+                }
+            }
+            Kind::VmmListener => self.accept_vmm(number, poll),
+            Kind::Vmm => return self.serve_vmm(number, poll),
+        }
+        false
+    }
+
+    fn accept(&mut self, number: usize, listener: usize, poll: &Poll) {
+        let arrivals = self.reception.accept(listener, poll.registry(), |id| token(number, Kind::Client, id));
+        for arrival in arrivals {
+            self.connect(arrival);
+        }
+    }
+
+    fn connect(&mut self, arrival: Arrival) {
+        let Arrival { stream, port, greeting } = arrival;
+        let endpoint = Endpoint::Unix(stream);
+        let result = self.device.borrow_mut().connect(endpoint, port, (HOST_CID, None), greeting);
+        if let Err(error) = result {
+            tracing::warn!(cid = self.spec.cid, port, %error, "A client is turned away");
+        }
+    }
+
+    fn accept_vmm(&mut self, number: usize, poll: &Poll) {
+        // While one VMM is served the next waits in the listener's queue.
+        if self.vmm.is_some() {
+            return;
+        }
+        let Ok((stream, _)) = self.listener.accept() else { return };
+        match self.welcome_vmm(number, stream, poll) {
+            Ok(vmm) => {
+                tracing::info!(cid = self.spec.cid, "The VMM is connected");
+                self.vmm = Some(vmm);
+            }
+            Err(error) => tracing::error!(cid = self.spec.cid, %error, "Failed to watch the VMM"),
+        }
+    }
+
+    fn welcome_vmm(&self, number: usize, stream: net::UnixStream, poll: &Poll) -> io::Result<Vmm> {
+        // A request is read whole once it has begun; the VMM is not hostile to us, the guest is.
+        stream.set_nonblocking(false)?;
+        let registry = poll.registry().try_clone()?;
+        let kick_token = Box::new(move |ring| token(number, Kind::Kick, ring));
+        let control = Control::new(self.device.clone(), registry, kick_token);
+        #[expect(
+            clippy::arc_with_non_send_sync,
+            reason = "the vhost crate asks for these types; one thread uses them"
+        )]
+        let control = Arc::new(Mutex::new(control));
+        let other = stream.try_clone()?;
+        watch(poll, other.as_raw_fd(), token(number, Kind::Vmm, 0))?;
+        Ok(Vmm { handler: Handler::from_stream(stream, control.clone()), control, stream: other })
+    }
+
+    /// Handles all requests that wait. True: the VMM has gone.
+    fn serve_vmm(&mut self, number: usize, poll: &Poll) -> bool {
+        let Some(vmm) = &mut self.vmm else { return false };
+        loop {
+            match peek(&vmm.stream, &mut [0]) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Ok(1..) => {}
+                _ => break,
+            }
+            match vmm.handler.handle_request() {
+                Ok(()) => {}
+                Err(VhostError::Disconnected | VhostError::PartialMessage) => break,
+                Err(error) => {
+                    tracing::error!(cid = self.spec.cid, %error, "A request of the VMM failed; hanging up");
+                    break;
+                }
+            }
+        }
+        tracing::info!(cid = self.spec.cid, "The VMM has gone");
+        drop(poll.registry().deregister(&mut SourceFd(&vmm.stream.as_raw_fd())));
+        if let Ok(mut control) = vmm.control.lock() {
+            control.disconnect();
+        }
+        self.vmm = None;
+        // The next one may wait already, and its knock was heard before.
+        self.accept_vmm(number, poll);
+        true
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.spec.socket));
+    }
+}
+
+fn watch(poll: &Poll, fd: RawFd, token: Token) -> io::Result<()> {
+    poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE)
+}
