@@ -16,15 +16,23 @@
 //!  | on a new connection: FORWARD_ACCEPT 7  |
 //!  |--------------------------------------->|
 //!  |          FORWARD_OPEN, DATA 1 …        |
+//!  | or on the listener's: FORWARD_REFUSE 7 |
 //! ```
 //! A half-closed socket is an [`END`](FrameId::END) with its count, so that nothing depends on the transport's own
-//! half-close. A socket that broke is a [`FAILED`](FrameId::FAILED), and the other end resets its own.
+//! half-close. A socket that broke is a [`FAILED`](FrameId::FAILED), and the other end resets its own. After both ends
+//! the host says [`BYE`](FrameId::BYE) and closes; the guest closes when it has that.
+//!
+//! [`End`] is the rules of one end, [`Relay`] that with the bytes that wait.
+
+mod relay;
+
+pub use relay::{Phase, Relay};
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::CodecError;
 use crate::error::WireError;
-use crate::frame::{self, Frame, FrameId, Header};
+use crate::frame::{self, Frame, FrameError, FrameId, Header};
 use crate::limits::PATH;
 use crate::stream::{Receiver, Sender, StreamError};
 
@@ -55,31 +63,36 @@ pub enum Address {
 #[error("\"{0}\" is no address: write tcp:PORT, tcp:HOST:PORT, tcp:[IPV6]:PORT or unix:PATH")]
 pub struct AddressError(pub String);
 
+/// Bytes in a Unix socket's path, its terminating NUL not counted: `sun_path` of unix(7).
+pub const SOCKET_PATH: usize = 107;
+
 impl Address {
     /// Reads `tcp:22`, `tcp:db.local:5432`, `tcp:[::1]:80` or `unix:/run/x.sock`. A bare port, or `HOST:PORT`, is TCP.
+    /// The text is bytes, as a Unix socket's path need not be UTF-8.
     ///
     /// # Errors
     /// [`AddressError`].
-    pub fn parse(text: &str) -> Result<Self, AddressError> {
-        let error = || AddressError(text.to_owned());
-        if let Some(path) = text.strip_prefix("unix:") {
-            let sane = !path.is_empty() && path.len() <= PATH && !path.contains('\0');
-            return if sane { Ok(Self::Unix { path: path.into() }) } else { Err(error()) };
-        }
-        let rest = text.strip_prefix("tcp:").unwrap_or(text);
-        let (host, port) = match rest.rsplit_once(':') {
-            None => ("localhost", rest),
-            Some((host, port)) => (host, port),
+    pub fn parse(text: impl AsRef<[u8]>) -> Result<Self, AddressError> {
+        let text = text.as_ref();
+        let error = || AddressError(printable(text));
+        let address = match text.strip_prefix(b"unix:") {
+            Some(path) => Self::Unix { path: path.into() },
+            None => Self::tcp(std::str::from_utf8(text).map_err(|_| error())?).ok_or_else(error)?,
         };
+        if address.is_sane() { Ok(address) } else { Err(error()) }
+    }
+
+    fn tcp(text: &str) -> Option<Self> {
+        let rest = text.strip_prefix("tcp:").unwrap_or(text);
+        let (host, port) = rest.rsplit_once(':').unwrap_or(("localhost", rest));
         let host = match host.strip_prefix('[') {
-            Some(inner) => inner.strip_suffix(']').ok_or_else(error)?,
-            None if host.contains(':') => return Err(error()),
+            Some(inner) => inner.strip_suffix(']')?,
+            None if host.contains(':') => return None,
             None => host,
         };
-        let port = port.parse().map_err(|_| error())?;
-        let sane =
-            !host.is_empty() && host.len() <= 253 && !host.contains(|c: char| c.is_control() || c == ' ');
-        if sane { Ok(Self::Tcp { host: host.to_owned(), port }) } else { Err(error()) }
+        // `parse` alone would take a plus sign.
+        let digits = port.bytes().all(|b| b.is_ascii_digit());
+        Some(Self::Tcp { host: host.to_owned(), port: port.parse().ok().filter(|_| digits)? })
     }
 
     /// Whether it is within its limits. The guest calls it on every request.
@@ -87,19 +100,32 @@ impl Address {
     pub fn is_sane(&self) -> bool {
         match self {
             Self::Tcp { host, .. } => {
-                !host.is_empty() && host.len() <= 253 && !host.contains(char::is_control)
+                (1..=253).contains(&host.len()) && !host.contains(|c: char| c.is_control() || c == ' ')
             }
-            Self::Unix { path } => !path.is_empty() && path.len() <= PATH && !path.contains(&0),
+            Self::Unix { path } => (1..=PATH).contains(&path.len()) && !path.contains(&0),
         }
     }
+}
+
+/// Text of the other side's choosing as one line for people: no control character, no invalid UTF-8.
+fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).chars().flat_map(one_line).collect()
+}
+
+fn one_line(c: char) -> impl Iterator<Item = char> {
+    let escaped = c.is_control().then(|| c.escape_default());
+    let plain = escaped.is_none().then_some(c);
+    escaped.into_iter().flatten().chain(plain)
 }
 
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
-            Self::Unix { path } => write!(f, "unix:{}", String::from_utf8_lossy(path)),
+            Self::Tcp { host, port } if host.contains(':') => {
+                write!(f, "tcp:[{}]:{port}", printable(host.as_bytes()))
+            }
+            Self::Tcp { host, port } => write!(f, "tcp:{}:{port}", printable(host.as_bytes())),
+            Self::Unix { path } => write!(f, "unix:{}", printable(path)),
         }
     }
 }
@@ -148,6 +174,13 @@ pub struct Accept {
     pub call: [u8; 16],
 }
 
+/// Will not take a call, on the listener's connection: its caller is reset at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refuse {
+    /// The call's number.
+    pub call: [u8; 16],
+}
+
 /// The guest's socket is connected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
@@ -164,6 +197,9 @@ pub enum ForwardError {
     /// A message does not decode.
     #[error(transparent)]
     Codec(#[from] CodecError),
+    /// A frame over its cap.
+    #[error(transparent)]
+    Frame(FrameError),
     /// A frame that may not come now.
     #[error("Peer sent {id} on a forwarded connection that was {state}")]
     Unexpected {
@@ -197,6 +233,8 @@ pub enum Step<'a> {
     Unwanted,
     /// The far socket broke or never opened: reset ours.
     Failed(WireError),
+    /// The host has all it wanted, both streams have ended: close (guest only).
+    Bye,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -277,6 +315,7 @@ impl End {
                 self.state = State::Failed;
                 Ok(Step::Failed(frame.decode()?))
             }
+            (FrameId::BYE, State::Open) if self.outbound == TO_HOST && self.is_done() => Ok(Step::Bye),
             (FrameId::UNKNOWN, _) => Ok(Step::Nothing),
             (id, state) => Err(ForwardError::Unexpected { id, state: state.name() }),
         }
@@ -358,10 +397,14 @@ mod tests {
         assert_eq!(Address::parse("db.local:5432"), Ok(tcp("db.local", 5432)));
         assert_eq!(Address::parse("tcp:[::1]:80"), Ok(tcp("::1", 80)));
         assert_eq!(Address::parse("unix:/run/x"), Ok(Address::Unix { path: b"/run/x".to_vec() }));
-        for bad in ["", "tcp:", "tcp:70000", "tcp:a b:1", "::1:80", "unix:", "tcp:[::1:80", "http"] {
+        for bad in ["", "tcp:", "tcp:70000", "tcp:+80", "tcp:a b:1", "::1:80", "unix:", "tcp:[::1:80", "http"]
+        {
             assert!(Address::parse(bad).is_err(), "{bad}");
         }
         assert_eq!(Address::parse("tcp:[::1]:80").unwrap().to_string(), "tcp:[::1]:80");
+        let raw = Address::parse(b"unix:/a\xff\x1b[2J").unwrap();
+        assert_eq!(raw, Address::Unix { path: b"/a\xff\x1b[2J".to_vec() });
+        assert_eq!(raw.to_string(), "unix:/a\u{fffd}\\u{1b}[2J", "what people read has no escape in it");
     }
 
     #[test]
