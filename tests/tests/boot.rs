@@ -2,14 +2,17 @@
 
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
 use integration_tests::{Guest, GuestSpec, SharedGuest};
 
 const THIS_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/boot.rs");
 
-static GUEST: SharedGuest = SharedGuest::new(|| GuestSpec::new("boot").ssh().drop_file(THIS_FILE));
+static GUEST: SharedGuest = SharedGuest::new(|| Ok(GuestSpec::new("boot").cold().ssh().drop_file(THIS_FILE)));
+
+static RESUMED: SharedGuest =
+    SharedGuest::new(|| Ok(GuestSpec::new("boot-resumed").ssh().drop_file(THIS_FILE)));
 
 #[test]
 fn the_guest_reaches_multi_user_with_no_failed_unit() -> Result<()> {
@@ -72,7 +75,9 @@ fn a_file_arrives_with_its_bytes_and_mode() -> Result<()> {
 
 #[test]
 fn dropped_files_are_in_lab() -> Result<()> {
-    assert_eq!(GUEST.get()?.check("cat /lab/boot.rs")?, std::fs::read_to_string(THIS_FILE)?);
+    for guest in [GUEST.get()?, RESUMED.get()?] {
+        assert_eq!(guest.check("cat /lab/boot.rs")?, std::fs::read_to_string(THIS_FILE)?);
+    }
     Ok(())
 }
 
@@ -87,9 +92,23 @@ fn two_people_have_accounts_and_root_has_no_password() -> Result<()> {
 
 #[test]
 fn ssh_reaches_the_guest() -> Result<()> {
-    let output = GUEST.get()?.ssh("dev")?.arg("id -un").output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(output.stdout, b"dev\n");
+    for guest in [GUEST.get()?, RESUMED.get()?] {
+        let output = guest.ssh("dev")?.arg("id -un").output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.stdout, b"dev\n");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_resumed_guest_has_the_time_and_random_numbers_of_its_own() -> Result<()> {
+    let guest = RESUMED.get()?;
+    let other = Guest::boot(GuestSpec::new("boot-other").without_vsock())?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let told: u64 = other.check("date +%s")?.trim().parse()?;
+    assert!(told.abs_diff(now) < 60, "the guest says {told}, and it is {now}");
+    let random = "head -c 16 /dev/urandom | od -An -tx1";
+    assert_ne!(guest.check(random)?, other.check(random)?);
     Ok(())
 }
 

@@ -23,8 +23,9 @@ fn main() -> ExitCode {
 }
 
 fn tell(story: &mut Story) -> Result<()> {
-    let guest = story
-        .must("A Debian 13 arm64 guest boots under QEMU", |_| Guest::boot(GuestSpec::new("demo").ssh()))?;
+    let guest = story.must("A Debian 13 arm64 guest boots under QEMU", |_| {
+        Guest::boot(GuestSpec::new("demo").cold().ssh())
+    })?;
     story.must("The guest gets the package by apt install, and the daemon runs", |say| {
         let package = Lab::package()?;
         let name = package.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -1,0 +1,63 @@
+//! `make bench`: what Hospes costs, beside its peers and the floor, in the same guest and the same run.
+//!
+//! ```text
+//! bench [AREA …]     exec, bytes, files, cost; all without
+//! ```
+//! Measurements of one row are interleaved, so that a machine whose speed drifts slows all of them alike; a figure is a
+//! median, and a bar is held against ratios of the same run. `target/bench.json` is a list of rows, `{area, metric, unit,
+//! ours, peers: {name: value}, floor, bar, holds, raw}`; a run of some areas replaces those areas' rows and keeps the
+//! rest.
+
+mod bytes;
+mod cost;
+mod exec;
+mod files;
+mod rig;
+mod row;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use rig::Rig;
+use row::{Row, merge, print};
+
+type Area = (&'static str, fn(&mut Rig) -> Result<Vec<Row>>);
+
+const AREAS: &[Area] =
+    &[("exec", exec::measure), ("bytes", bytes::measure), ("files", files::measure), ("cost", cost::measure)];
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("\nNot every bar holds.");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether every bar of this run holds.
+fn run() -> Result<bool> {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(unknown) = wanted.iter().find(|name| AREAS.iter().all(|(area, _)| area != name)) {
+        let names: Vec<&str> = AREAS.iter().map(|(area, _)| *area).collect();
+        bail!("No area {unknown}: there are {}", names.join(", "));
+    }
+    let mut rig = Rig::build()?;
+    let mut rows = Vec::new();
+    for (area, measure) in AREAS {
+        if wanted.is_empty() || wanted.iter().any(|name| name == area) {
+            eprintln!("== {area}");
+            let measured = measure(&mut rig)?;
+            merge(&measured)?;
+            rows.extend(measured);
+        }
+    }
+    print(&rows);
+    Ok(rows.iter().all(Row::holds))
+}
