@@ -20,7 +20,10 @@ enum Command {
     ///
     /// Clients on the host connect to the socket given by --uds, write "CONNECT <port>" and a newline, and read
     /// "OK <port>" when the guest has agreed, or "ERR <reason>". A guest that connects to port P of cid 2 reaches
-    /// whoever listens at the same path with "_P" appended.
+    /// whoever listens at the same path with "_P" appended. All sockets are made for their owner alone.
+    ///
+    /// QEMU: -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine TYPE,memory-backend=mem
+    /// -chardev socket,id=vs,path=SOCKET -device vhost-user-vsock-pci,chardev=vs
     Vsock(VsockArgs),
 }
 
@@ -42,18 +45,49 @@ struct VsockArgs {
     #[arg(long, value_name = "PORT=PATH", value_parser = parse_port)]
     port_uds: Vec<(u32, PathBuf)>,
 
-    /// The most connections at a time
-    #[arg(long, value_name = "COUNT", default_value_t = 8192)]
-    max_connections: usize,
+    /// Another guest to serve, which may then connect to this one and be connected to by cid; may be given again
+    ///
+    /// Guests served by different programs never reach each other.
+    #[arg(long, value_name = "cid=CID,socket=PATH,uds=PATH", value_parser = parse_sibling)]
+    sibling: Vec<Sibling>,
+
+    /// The most connections of a guest at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: u32,
 
     /// Exit when the VMM has gone, rather than wait for the next
     #[arg(long)]
     once: bool,
 }
 
+#[derive(Clone)]
+struct Sibling {
+    cid: u64,
+    socket: PathBuf,
+    uds: PathBuf,
+}
+
 fn parse_port(text: &str) -> Result<(u32, PathBuf), String> {
     let (port, path) = text.split_once('=').ok_or("expected PORT=PATH")?;
     Ok((port.parse().map_err(|error| format!("{port}: {error}"))?, PathBuf::from(path)))
+}
+
+fn parse_sibling(text: &str) -> Result<Sibling, String> {
+    let (mut cid, mut socket, mut uds) = (None, None, None);
+    for part in text.split(',') {
+        match part.split_once('=').ok_or("expected cid=CID,socket=PATH,uds=PATH")? {
+            ("cid", value) => cid = Some(value.parse().map_err(|error| format!("{value}: {error}"))?),
+            ("socket", value) => socket = Some(PathBuf::from(value)),
+            ("uds", value) => uds = Some(PathBuf::from(value)),
+            (other, _) => return Err(format!("{other} is none of cid, socket and uds")),
+        }
+    }
+    let missing = |what| move || format!("{what}= is missing");
+    Ok(Sibling {
+        cid: cid.ok_or_else(missing("cid"))?,
+        socket: socket.ok_or_else(missing("socket"))?,
+        uds: uds.ok_or_else(missing("uds"))?,
+    })
 }
 
 fn main() -> Result<()> {
@@ -66,20 +100,47 @@ fn main() -> Result<()> {
 
 #[cfg(target_os = "linux")]
 fn vsock(args: VsockArgs) -> Result<()> {
+    use std::os::unix::net::UnixStream;
+
     use host_hv::vhost_user::{GuestSpec, Server};
     use host_hv::virtio::vsock::Limits;
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use nix::sys::stat::{Mode, umask};
+    use signal_hook::consts::{SIGINT, SIGTERM};
 
-    if args.max_connections == 0 {
-        bail!("--max-connections must be 1 or more");
+    // Sockets are their owner's alone from the moment they exist.
+    umask(Mode::from_bits_truncate(0o177));
+    // Each connection needs a descriptor.
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most)
+    {
+        tracing::warn!(%error, most, "Failed to raise the limit of open files");
     }
-    let spec = GuestSpec {
-        cid: args.cid,
-        socket: args.socket,
-        uds: args.uds,
-        ports: args.port_uds,
-        limits: Limits { connections: args.max_connections, ..Limits::default() },
-    };
-    let mut server = Server::new(vec![spec], args.once).context("Failed to serve the vsock device")?;
+
+    let connections = args.max_connections as usize;
+    let limits = Limits { connections, ..Limits::default() };
+    let first = GuestSpec { cid: args.cid, socket: args.socket, uds: args.uds, ports: args.port_uds, limits };
+    let others = args.sibling.into_iter().map(|sibling| GuestSpec {
+        cid: sibling.cid,
+        socket: sibling.socket,
+        uds: sibling.uds,
+        ports: Vec::new(),
+        limits,
+    });
+    let guests: Vec<_> = std::iter::once(first).chain(others).collect();
+    for (at, guest) in guests.iter().enumerate() {
+        if guests[..at].iter().any(|other| other.cid == guest.cid) {
+            bail!("Two guests cannot have the same cid, {}", guest.cid);
+        }
+    }
+
+    let mut server = Server::new(guests, args.once).context("Failed to serve the vsock device")?;
+    let (stop, on_signal) = UnixStream::pair().context("Failed to prepare for signals")?;
+    for signal in [SIGINT, SIGTERM] {
+        let on_signal = on_signal.try_clone().context("Failed to prepare for signals")?;
+        signal_hook::low_level::pipe::register(signal, on_signal).context("Failed to prepare for signals")?;
+    }
+    server.stop_on(stop).context("Failed to prepare for signals")?;
     server.run().context("Failed to serve the vsock device")
 }
 

@@ -8,13 +8,15 @@ use std::io::IoSlice;
 use std::net::Shutdown;
 use std::rc::Rc;
 
+use vm_memory::VolatileSlice;
+
 use super::{ByteRing, IoBuf, StreamEnd};
 
 /// The most bytes that wait in one direction.
-const CAPACITY: usize = 256 * 1024;
+const CAPACITY: usize = 128 * 1024;
 
 /// Ends that have something to do, by token, in order.
-pub type WakeList = Rc<RefCell<Vec<u64>>>;
+pub type WakeList = Rc<RefCell<Vec<usize>>>;
 
 #[derive(Default)]
 struct Direction {
@@ -28,7 +30,7 @@ struct Direction {
 struct Shared {
     /// Indexed by the end that writes.
     directions: [Direction; 2],
-    tokens: [Option<u64>; 2],
+    tokens: [Option<usize>; 2],
     accepted: bool,
     wake: WakeList,
 }
@@ -60,7 +62,7 @@ pub fn pipe(wake: &WakeList) -> (PipeEnd, PipeEnd) {
 
 impl PipeEnd {
     /// Names this end in the wake list from now on.
-    pub fn set_token(&mut self, token: u64) {
+    pub fn set_token(&mut self, token: usize) {
         self.shared.borrow_mut().tokens[self.side] = Some(token);
     }
 
@@ -146,6 +148,16 @@ impl PipeEnd {
             shared.directions[other].bytes.clear();
         }
         shared.wake(other);
+    }
+
+    /// Reads into plain memory.
+    pub fn read_bytes(&mut self, to: &mut [u8]) -> StreamEnd {
+        self.read(&[IoBuf::from(VolatileSlice::from(to))])
+    }
+
+    /// The other side writes no more.
+    pub fn is_ended(&self) -> bool {
+        self.shared.borrow().directions[1 - self.side].ended
     }
 
     /// The other side has closed, or has ended both directions.

@@ -18,9 +18,10 @@ use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use super::Control;
 use crate::io::{Endpoint, peek};
 use crate::virtio::Device;
+use crate::virtio::vsock::sibling::{Member, Switch};
 use crate::virtio::vsock::spec::HOST_CID;
 use crate::virtio::vsock::uds::{Arrival, Reception, UdsError, UdsHost, bind};
-use crate::virtio::vsock::{ConnectError, Limits, Readiness, Vsock};
+use crate::virtio::vsock::{ConnectError, Greeting, Limits, Readiness, Vsock};
 
 /// Why the server cannot start or go on.
 #[derive(Debug, Error)]
@@ -71,6 +72,8 @@ struct Guest {
 pub struct Server {
     poll: Poll,
     guests: Vec<Guest>,
+    siblings: Switch,
+    stop: Option<net::UnixStream>,
     once: bool,
 }
 
@@ -83,10 +86,11 @@ enum Kind {
     VmmListener,
     Vmm,
     Kick,
+    Stop,
 }
 
-const KINDS: [Kind; 6] =
-    [Kind::Stream, Kind::Reception, Kind::Client, Kind::VmmListener, Kind::Vmm, Kind::Kick];
+const KINDS: [Kind; 7] =
+    [Kind::Stream, Kind::Reception, Kind::Client, Kind::VmmListener, Kind::Vmm, Kind::Kick, Kind::Stop];
 
 fn token(guest: usize, kind: Kind, id: usize) -> Token {
     Token(guest << 40 | (kind as usize) << 32 | id)
@@ -101,11 +105,19 @@ impl Server {
     /// Opens all sockets. With `once`, [`run`](Self::run) returns when the VMM of any guest has gone.
     pub fn new(specs: Vec<GuestSpec>, once: bool) -> Result<Self, ServerError> {
         let poll = Poll::new().map_err(ServerError::Poll)?;
+        let siblings = Switch::new(specs.iter().map(|spec| spec.cid));
         let mut guests = Vec::new();
         for (number, spec) in specs.into_iter().enumerate() {
-            guests.push(Guest::new(number, spec, &poll)?);
+            guests.push(Guest::new(number, spec, &poll, siblings.member(number))?);
         }
-        Ok(Self { poll, guests, once })
+        Ok(Self { poll, guests, siblings, stop: None, once })
+    }
+
+    /// Makes [`run`](Self::run) return when `stop` becomes readable.
+    pub fn stop_on(&mut self, stop: net::UnixStream) -> Result<(), ServerError> {
+        watch(&self.poll, stop.as_raw_fd(), token(0, Kind::Stop, 0)).map_err(ServerError::Poll)?;
+        self.stop = Some(stop);
+        Ok(())
     }
 
     /// Serves.
@@ -121,6 +133,9 @@ impl Server {
             for event in &events {
                 let Some((number, kind, id)) = parse(event.token()) else { continue };
                 let Some(guest) = self.guests.get_mut(number) else { continue };
+                if matches!(kind, Kind::Stop) {
+                    return Ok(());
+                }
                 let gone = guest.handle(number, kind, id, event, &self.poll);
                 if gone && self.once {
                     return Ok(());
@@ -131,7 +146,31 @@ impl Server {
             for guest in &self.guests {
                 more |= guest.device.borrow_mut().run();
             }
+            more |= self.pass_between_guests();
         }
+    }
+
+    /// Hands over what guests did to each other. True: some guest has to look at it.
+    fn pass_between_guests(&mut self) -> bool {
+        let mut more = false;
+        while let Some(call) = self.siblings.next_call() {
+            let Some(guest) = self.guests.get(call.to) else { continue };
+            let endpoint = Endpoint::Pipe(call.pipe);
+            let result = guest.device.borrow_mut().connect(endpoint, call.port, call.from, Greeting::None);
+            if let Err(error) = result {
+                tracing::warn!(cid = guest.spec.cid, %error, "Another guest is turned away");
+            }
+            more = true;
+        }
+        for woken in self.siblings.take_woken() {
+            if let Some((number, Kind::Stream, id)) = parse(Token(woken))
+                && let Some(guest) = self.guests.get(number)
+            {
+                guest.device.borrow_mut().pipe_ready(u32::try_from(id).unwrap_or(u32::MAX));
+                more = true;
+            }
+        }
+        more
     }
 
     fn timeout(&mut self) -> Option<Duration> {
@@ -158,10 +197,10 @@ impl Server {
 }
 
 impl Guest {
-    fn new(number: usize, spec: GuestSpec, poll: &Poll) -> Result<Self, ServerError> {
+    fn new(number: usize, spec: GuestSpec, poll: &Poll, siblings: Member) -> Result<Self, ServerError> {
         let registry = poll.registry().try_clone().map_err(ServerError::Poll)?;
         let stream_token = Box::new(move |id| token(number, Kind::Stream, id as usize));
-        let host = UdsHost::new(&spec.uds, registry, stream_token);
+        let host = UdsHost::new(&spec.uds, registry, stream_token, siblings);
         let device = Vsock::new(spec.cid, spec.limits, Box::new(host))?;
         let mut reception = Reception::new(&spec.uds, &spec.ports)?;
         reception
@@ -186,6 +225,7 @@ impl Guest {
                 self.device.borrow_mut().stream_ready(id, news);
             }
             Kind::Kick => self.device.borrow_mut().kick(id),
+            Kind::Stop => {}
             Kind::Reception => self.accept(number, id, poll),
             Kind::Client => {
                 if let Some(arrival) = self.reception.read_line(id, poll.registry()) {

@@ -153,11 +153,6 @@ impl Vsock {
         Ok(id)
     }
 
-    /// A stream given as [`Dial::Pending`] is connected now.
-    pub fn host_connected(&mut self, id: StreamId) {
-        self.feed(id, Event::HostConnected);
-    }
-
     /// The endpoint of a stream has news.
     pub fn stream_ready(&mut self, id: StreamId, news: Readiness) {
         let Some(stream) = self.table.get_mut(id) else { return };
@@ -176,6 +171,17 @@ impl Vsock {
             self.feed(id, Event::HostGone);
         }
         self.table.queue_turn(id);
+    }
+
+    /// The endpoint of a stream is a pipe and was named in its wake list.
+    pub fn pipe_ready(&mut self, id: StreamId) {
+        let Some(Stream { endpoint: Endpoint::Pipe(pipe), machine, .. }) = self.table.get(id) else { return };
+        let news =
+            Readiness { readable: true, writable: true, ended: pipe.is_ended(), hung_up: pipe.is_closed() };
+        if machine.phase() == Phase::Dialing && pipe.is_accepted() {
+            self.feed(id, Event::HostConnected);
+        }
+        self.stream_ready(id, news);
     }
 
     /// When [`run`](Device::run) must be called though nothing happens.
@@ -240,7 +246,7 @@ impl Vsock {
         }
         let (endpoint, ready) = match self.host.dial(&key) {
             Ok(Dial::Ready(endpoint)) => (endpoint, true),
-            Ok(Dial::Pending(endpoint)) => (endpoint, false),
+            Ok(Dial::Pending(pipe)) => (Endpoint::Pipe(pipe), false),
             Err(error) => {
                 tracing::debug!(cid = self.cid, port = key.peer_port, %error, "The guest's connection is refused");
                 return self.refuse(key, header);

@@ -5,14 +5,14 @@ use std::io;
 use thiserror::Error;
 
 use super::{Key, StreamId};
-use crate::io::Endpoint;
+use crate::io::{Endpoint, PipeEnd};
 
 /// A stream the host gave to a guest that asked.
 pub enum Dial {
     /// Connected.
     Ready(Endpoint),
-    /// On its way; [`Vsock::host_connected`](super::Vsock::host_connected) follows, or the stream closes.
-    Pending(Endpoint),
+    /// A pipe whose other end has not accepted yet.
+    Pending(PipeEnd),
 }
 
 /// Why a guest's request is answered with a reset.

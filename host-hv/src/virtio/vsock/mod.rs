@@ -29,7 +29,7 @@
 //!
 //! [`spec`] constants; [`packet`] header; [`credit`] and [`connection`] the pure state machine; [`table`] who is
 //! connected and whose turn it is; [`deadline`] timeouts; `rx` and `tx` the two rings; [`device`] ties them together;
-//! [`host`] how the device reaches the other side.
+//! [`host`] how the device reaches the other side: [`uds`] sockets, [`sibling`] another guest.
 
 pub mod connection;
 pub mod credit;
@@ -38,6 +38,7 @@ pub mod device;
 pub mod host;
 pub mod packet;
 mod rx;
+pub mod sibling;
 pub mod spec;
 pub mod table;
 mod tx;

@@ -21,6 +21,7 @@ use slab::Slab;
 use thiserror::Error;
 
 use super::host::{Dial, DialError, Greeting, Host};
+use super::sibling::Member;
 use super::spec::HOST_CID;
 use super::{Key, StreamId};
 use crate::io::{Endpoint, discard, peek};
@@ -248,19 +249,25 @@ pub struct UdsHost {
     path: PathBuf,
     registry: Registry,
     token: Box<dyn Fn(StreamId) -> Token>,
+    siblings: Member,
 }
 
 impl UdsHost {
     /// Streams are reported to `registry` under the tokens that `token` makes of their ids.
-    pub fn new(path: &Path, registry: Registry, token: Box<dyn Fn(StreamId) -> Token>) -> Self {
-        Self { path: path.to_owned(), registry, token }
+    pub fn new(
+        path: &Path,
+        registry: Registry,
+        token: Box<dyn Fn(StreamId) -> Token>,
+        siblings: Member,
+    ) -> Self {
+        Self { path: path.to_owned(), registry, token, siblings }
     }
 }
 
 impl Host for UdsHost {
     fn dial(&mut self, key: &Key) -> Result<Dial, DialError> {
         if key.peer_cid != HOST_CID {
-            return Err(DialError::Unreachable { cid: key.peer_cid });
+            return self.siblings.dial(key);
         }
         let mut path = self.path.clone().into_os_string();
         path.push(format!("_{}", key.peer_port));
@@ -278,7 +285,7 @@ impl Host for UdsHost {
                 self.registry.register(stream, (self.token)(id), interest)
             }
             Endpoint::Pipe(pipe) => {
-                pipe.set_token((self.token)(id).0 as u64);
+                pipe.set_token((self.token)(id).0);
                 Ok(())
             }
         }
