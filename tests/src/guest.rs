@@ -404,7 +404,7 @@ impl SharedGuest {
                 (self.prepare)(&guest)?;
                 Ok(guest)
             };
-            start().map_err(|error: anyhow::Error| format!("{error:?}"))
+            start().map_err(|error: anyhow::Error| format!("{error:#}"))
         });
         match guest {
             Ok(guest) => Ok(Using(guest)),

@@ -24,15 +24,13 @@ fn the_guest_reaches_multi_user_with_no_failed_unit() -> Result<()> {
 
 #[test]
 fn the_vsock_device_brings_its_module_and_its_address() -> Result<()> {
-    let guest = GUEST.get()?;
-    guest.wait_until(
-        "test -c /dev/vsock && lsmod | grep -q '^vmw_vsock_virtio_transport '",
-        Duration::from_secs(30),
-    )?;
     // IOCTL_VM_SOCKETS_GET_LOCAL_CID
     let ask = r#"perl -e 'open(my $v, "<", "/dev/vsock") or die $!; my $cid = pack("L", 0);
         ioctl($v, 0x7b9, $cid) or die $!; print unpack("L", $cid)'"#;
-    assert_eq!(guest.check(ask)?, guest.cid().to_string());
+    for guest in [GUEST.get()?, RESUMED.get()?] {
+        guest.wait_until("lsmod | grep -q '^vmw_vsock_virtio_transport '", Duration::from_secs(30))?;
+        assert_eq!(guest.check(ask)?, guest.cid().to_string());
+    }
     Ok(())
 }
 
