@@ -1,7 +1,7 @@
 # Hospes: every target does its own set-up on a fresh Debian 12 machine, as root or with sudo, and says what it does.
 
 .NOTPARALLEL:
-.PHONY: help setup lab build guest package test test-crates test-guest check clean-lab
+.PHONY: help setup lab build guest package test test-crates test-guest check guest-shell clean-lab
 
 # One clock for the whole run: every line of progress tells the time since it began.
 HOSPES_STARTED ?= $(shell date +%s)
@@ -20,6 +20,7 @@ help:
 	@echo 'make guest     the programs for the guest, in $(target)/aarch64-unknown-linux-gnu/lab'
 	@echo 'make package   hospes-tools for the guest, in $(target)/packages'
 	@echo 'make test-crates, make test-guest: the two halves of make test'
+	@echo 'make guest-shell  a guest with hospes-tools in it, to try things in'
 	@echo 'make clean-lab forgets the cached guests'
 
 setup:
@@ -34,7 +35,8 @@ build: setup
 
 guest: setup
 	@$(env) say 'Building the programs for the guest'; \
-	cargo build --quiet --locked --profile lab --target $$guest_target -p guest-tools --bins
+	cargo build --quiet --locked --profile lab --target $$guest_target -p guest-tools --bins; \
+	cargo build --quiet --locked --profile lab --target $$guest_target -p integration-tests --bin floor
 
 package: setup
 	@sh packaging/build-deb.sh arm64 --profile lab --out $(target)/packages
@@ -43,7 +45,7 @@ test-crates: setup
 	@$(env) say 'Testing the crates on this machine'; \
 	cargo test --quiet --locked --workspace --exclude integration-tests
 
-test-guest: setup lab build package
+test-guest: setup lab build guest package
 	@$(env) say 'Testing in a booted guest'; \
 	cargo test --locked -p integration-tests
 
@@ -59,6 +61,10 @@ check: setup
 	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --workspace --no-deps --document-private-items; \
 	sh tests/lab/deny.sh; \
 	say 'Nothing to say'
+
+guest-shell: setup lab build package
+	@$(env) say 'Starting a guest'; \
+	cargo run --quiet --locked -p integration-tests --bin lab
 
 clean-lab:
 	@$(env) as_root rm -rf "$$HOSPES_CACHE/lab"

@@ -1,0 +1,35 @@
+//! What a guest needs at least to run our programs.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use integration_tests::Lab;
+
+/// What Debian 12, Ubuntu 22.04 and RHEL 9 have, the oldest systems that the packages are for.
+const GLIBC: (u32, u32) = (2, 34);
+
+#[test]
+fn guest_programs_need_no_glibc_newer_than_2_34() -> Result<()> {
+    for name in ["hospes-toolsd", "hospes-session", "hospes-tools"] {
+        let program = Lab::guest_program(name)?;
+        let output = Command::new("aarch64-linux-gnu-readelf")
+            .args(["--version-info", "--wide"])
+            .arg(&program)
+            .output()
+            .context("aarch64-linux-gnu-readelf is missing: run `make setup`")?;
+        let text = String::from_utf8(output.stdout)?;
+        let versions: Vec<(u32, u32)> = text
+            .split("GLIBC_")
+            .skip(1)
+            .filter_map(|rest| {
+                let (major, rest) = rest.split_once('.')?;
+                let minor = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+                Some((major.parse().ok()?, minor.parse().ok()?))
+            })
+            .collect();
+        let newest =
+            versions.iter().max().with_context(|| format!("{name} names no version of glibc:\n{text}"))?;
+        ensure!(*newest <= GLIBC, "{name} needs glibc {}.{}:\n{text}", newest.0, newest.1);
+    }
+    Ok(())
+}
