@@ -556,14 +556,17 @@ impl Guest {
         self.outputs[usize::from(channel - STDOUT)].data(len)
     }
 
-    /// `len` bytes were written to the command's stdin.
+    /// `len` bytes were written to the command's stdin. Nothing is said of it after the command's end.
     pub fn stdin_written(&mut self, len: usize, out: &mut Vec<u8>) {
-        self.stdin.taken(len, out);
+        if !self.is_done() {
+            self.stdin.taken(len, out);
+        }
     }
 
-    /// The command closed its stdin.
+    /// The command closed its stdin. Nothing is said of it after the command's end, which may be the reason.
     pub fn stdin_closed(&mut self, out: &mut Vec<u8>) {
-        self.stdin.refuse(out);
+        let mut unsaid = Vec::new();
+        self.stdin.refuse(if self.is_done() { &mut unsaid } else { out });
     }
 
     /// The command ended: says both outputs' ends and then the status. The rim has sent every byte of output before.

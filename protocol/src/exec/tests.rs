@@ -170,6 +170,16 @@ fn a_closed_stdout_stops_the_guest_and_late_bytes_are_dropped() {
 }
 
 #[test]
+fn nothing_follows_the_exit_status() {
+    let mut pair = Pair::default();
+    pair.start();
+    pair.guest.exited(&exited(0), &mut pair.to_host);
+    pair.guest.stdin_written(1_000_000, &mut pair.to_host);
+    pair.guest.stdin_closed(&mut pair.to_host);
+    assert_eq!(pair.host_reads().unwrap(), Some(HostStep::Exited(exited(0))));
+}
+
+#[test]
 fn a_refusal_is_told_with_its_kind() {
     let mut pair = Pair::default();
     let error = WireError::new(ErrorKind::NOT_FOUND, "No program named nosuch").hint("Check the PATH");

@@ -57,11 +57,6 @@ pub(crate) fn recode(id: FrameId, payload: &[u8]) -> Option<Result<Vec<u8>, Code
     Some(again(payload))
 }
 
-/// The ids this release knows.
-pub(crate) fn known_ids() -> impl Iterator<Item = FrameId> {
-    (0..=u16::MAX).map(FrameId).filter(|id| id.name().is_some())
-}
-
 fn message<T: Serialize + DeserializeOwned>(payload: &[u8]) -> Result<Vec<u8>, CodecError> {
     let mut again = Vec::new();
     codec::encode_into(&codec::decode::<T>(payload)?, &mut again);
