@@ -37,7 +37,7 @@ fn serve() -> Result<()> {
     let port = std::env::args().nth(1).context("usage: floor PORT")?.parse()?;
     let listener = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     bind(listener.as_raw_fd(), &VsockAddr::new(libc_any(), port))?;
-    listen(&listener, Backlog::new(128)?)?;
+    listen(&listener, Backlog::MAXCONN)?;
     loop {
         let connection = accept(&listener)?;
         thread::spawn(move || {
