@@ -1,3 +1,17 @@
 //! Hospes in the guest: the root daemon, the per-user worker and the in-guest command.
 
+mod async_fd;
+
+pub mod atomic_file;
+pub mod audit;
+pub mod config;
+pub mod daemon;
 pub mod handoff;
+pub mod hex;
+pub mod identity;
+pub mod info;
+pub mod logging;
+pub mod paths;
+pub mod trust;
+pub mod verb;
+pub mod watch;

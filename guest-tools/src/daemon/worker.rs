@@ -1,0 +1,136 @@
+//! The users' workers: found by their socket, started by systemd, given connections.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use hospes_protocol::error::{ErrorKind, WireError};
+use tokio::time;
+
+use super::systemd;
+use super::users::Account;
+use crate::handoff::{self, Handoff, HandoffError};
+
+/// How long a session may take to begin: PAM modules may ask the network.
+const START: Duration = Duration::from_secs(60);
+
+/// How workers are started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Starter {
+    /// By systemd, as `hospes-session@UID.socket` and its service.
+    Systemd,
+    /// By this program, as the daemon's own user: for tests, and for machines without systemd. Its standard input is
+    /// the listening socket.
+    Command(PathBuf),
+}
+
+/// The users' workers.
+#[derive(Debug)]
+pub struct Workers {
+    run: PathBuf,
+    starter: Starter,
+}
+
+/// Why a worker could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// systemd did not.
+    #[error(transparent)]
+    Systemd(#[from] systemd::UnitError),
+    /// The program did not.
+    #[error("{} could not be started: {source}", program.display())]
+    Command {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Workers {
+    /// Workers with their sockets under `run`/session.
+    #[must_use]
+    pub const fn new(run: PathBuf, starter: Starter) -> Self {
+        Self { run, starter }
+    }
+
+    /// Gives a connection to the user's worker, which is started if it must be.
+    ///
+    /// # Errors
+    /// `SESSION` where there is no worker to be had, `TIMED_OUT` where it took too long. The connection is still ours.
+    pub async fn hand_over(
+        &self,
+        account: &Account,
+        connection: BorrowedFd<'_>,
+        handoff: &Handoff,
+    ) -> Result<(), WireError> {
+        let name = &account.name;
+        let failed = |error: &dyn std::fmt::Display| {
+            tracing::error!("The session of {name} takes no connection: {error}");
+            WireError::new(ErrorKind::SESSION, format!("The session of {name} could not be started: {error}"))
+                .hint(format!("In the guest: systemctl status hospes-session@{}.service", account.uid))
+        };
+        let attempt = self.attempt(account, connection, handoff);
+        match time::timeout(START, attempt).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(failed(&error)),
+            Err(_) => {
+                let message =
+                    format!("The session of {name} did not begin within {} seconds", START.as_secs());
+                Err(WireError::new(ErrorKind::TIMED_OUT, message)
+                    .hint(format!("In the guest: systemctl status hospes-session@{}.service", account.uid)))
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        account: &Account,
+        connection: BorrowedFd<'_>,
+        handoff: &Handoff,
+    ) -> Result<(), Attempt> {
+        let socket = self.run.join("session").join(format!("{}.sock", account.uid));
+        match handoff::send(&socket, connection, handoff).await {
+            // A worker that ended in between: systemd holds its socket and starts another for who waits there.
+            Err(HandoffError::Died) => {}
+            Err(HandoffError::NoSocket { .. }) => self.start(account, &socket).await?,
+            sent => return Ok(sent?),
+        }
+        Ok(handoff::send(&socket, connection, handoff).await?)
+    }
+
+    async fn start(&self, account: &Account, socket: &Path) -> Result<(), StartError> {
+        match &self.starter {
+            Starter::Systemd => {
+                Ok(systemd::start_unit(&format!("hospes-session@{}.socket", account.uid)).await?)
+            }
+            Starter::Command(program) => start_command(program, socket)
+                .map_err(|source| StartError::Command { program: program.clone(), source }),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Attempt {
+    #[error(transparent)]
+    Handoff(#[from] HandoffError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+fn start_command(program: &Path, socket: &Path) -> io::Result<()> {
+    if let Some(directory) = socket.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    if socket.exists() {
+        std::fs::remove_file(socket)?;
+    }
+    let listener = UnixListener::bind(socket)?;
+    let mut child = Command::new(program).stdin(Stdio::from(OwnedFd::from(listener))).spawn()?;
+    // It is waited for so that it leaves no zombie; only tests and machines without systemd pay this thread.
+    std::thread::spawn(move || child.wait());
+    Ok(())
+}

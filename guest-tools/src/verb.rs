@@ -1,0 +1,183 @@
+//! The table of verbs: what a host may ask for, what each is called in `tools.toml` and in the log, and how its request
+//! names a user.
+//!
+//! A new verb is a row of [`Verb`]'s macro and, where a user's worker serves it, an arm of [`Request::decode`].
+
+use std::fmt;
+
+use hospes_protocol::codec::{self, CodecError};
+use hospes_protocol::error::WireError;
+use hospes_protocol::exec::{Attach, Exec};
+use hospes_protocol::frame::FrameId;
+use hospes_protocol::process::{Kill, Ps, Target};
+use hospes_protocol::version::Capabilities;
+
+macro_rules! verbs {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $capability:expr;)+) => {
+        /// What a host may ask for.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Verb {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl Verb {
+            /// Every verb.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+            /// Every verb's name, in the same order.
+            pub const NAMES: &'static [&'static str] = &[$($name,)+];
+
+            /// Its name in `tools.toml` and in the log.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// The capability that a host sees while it is allowed.
+            #[must_use]
+            pub const fn capability(self) -> Capabilities {
+                match self { $(Self::$variant => $capability,)+ }
+            }
+        }
+    };
+}
+
+verbs! {
+    /// Run a command.
+    Exec = "exec", Capabilities::EXEC;
+    /// Come back to a detached command.
+    Attach = "attach", Capabilities::EXEC;
+    /// List processes.
+    Ps = "ps", Capabilities::EXEC;
+    /// Signal processes.
+    Kill = "kill", Capabilities::EXEC;
+    /// Read the guest's information and be told when it changes.
+    Info = "info", Capabilities::INFO;
+}
+
+impl Verb {
+    /// The verb with this name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|verb| verb.name() == name)
+    }
+
+    /// The verb of a request that a user's worker serves on a connection of its own.
+    #[must_use]
+    pub const fn of_request(id: FrameId) -> Option<Self> {
+        match id {
+            FrameId::EXEC => Some(Self::Exec),
+            FrameId::EXEC_ATTACH => Some(Self::Attach),
+            FrameId::PS => Some(Self::Ps),
+            FrameId::KILL => Some(Self::Kill),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What the daemon must know of a request before it hands it over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The user it names; empty for the guest's only human user.
+    pub user: String,
+    /// What it does, for the audit line. Raw: [`crate::audit`] escapes and shortens it.
+    pub subject: Vec<u8>,
+}
+
+impl Request {
+    /// Decodes the whole of a request, so that nothing malformed reaches a worker.
+    ///
+    /// # Errors
+    /// A [`WireError`] of kind `PROTOCOL`: the host is at fault.
+    pub fn decode(verb: Verb, payload: &[u8]) -> Result<Self, WireError> {
+        let wire = |error: CodecError| WireError::protocol(error);
+        match verb {
+            Verb::Exec => {
+                let exec: Exec = codec::decode(payload).map_err(wire)?;
+                exec.check().map_err(WireError::protocol)?;
+                Ok(Self { subject: command(&exec), user: exec.user })
+            }
+            Verb::Attach => {
+                let Attach { user, id } = codec::decode(payload).map_err(wire)?;
+                Ok(Self { user, subject: format!("command {}", id.0).into_bytes() })
+            }
+            Verb::Ps => {
+                let Ps { user, all } = codec::decode(payload).map_err(wire)?;
+                Ok(Self { user, subject: if all { b"all".to_vec() } else { Vec::new() } })
+            }
+            Verb::Kill => {
+                let Kill { user, target, signal } = codec::decode(payload).map_err(wire)?;
+                let target = match target {
+                    Target::Pid(pid) => format!("process {pid}"),
+                    Target::Exec(id) => format!("command {}", id.0),
+                };
+                Ok(Self { user, subject: format!("signal {signal} to {target}").into_bytes() })
+            }
+            Verb::Info => Err(WireError::protocol("Information is asked for in a control session")),
+        }
+    }
+}
+
+/// A command's arguments in one line. Cut while it is made: the audit line keeps only the beginning.
+fn command(exec: &Exec) -> Vec<u8> {
+    if exec.argv.is_empty() {
+        return b"(login shell)".to_vec();
+    }
+    let mut line = Vec::new();
+    for argument in &exec.argv {
+        if !line.is_empty() {
+            line.push(b' ');
+        }
+        line.extend_from_slice(&argument[..argument.len().min(crate::audit::SUBJECT)]);
+        if line.len() > crate::audit::SUBJECT {
+            break;
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded<T: serde::Serialize>(message: &T) -> Vec<u8> {
+        let mut out = Vec::new();
+        codec::encode_into(message, &mut out);
+        out
+    }
+
+    #[test]
+    fn a_request_names_its_user_and_what_it_does() {
+        let exec = Exec {
+            user: "ada".into(),
+            argv: vec![b"make".to_vec(), b"test all".to_vec()],
+            ..Exec::default()
+        };
+        let request = Request::decode(Verb::Exec, &encoded(&exec)).unwrap();
+        assert_eq!((request.user.as_str(), request.subject.as_slice()), ("ada", &b"make test all"[..]));
+        let kill = Kill { user: String::new(), target: Target::Pid(7), signal: 15 };
+        assert_eq!(
+            Request::decode(Verb::Kill, &encoded(&kill)).unwrap().subject,
+            b"signal 15 to process 7".to_vec()
+        );
+    }
+
+    #[test]
+    fn a_request_past_its_limits_is_refused_before_any_worker_sees_it() {
+        let exec = Exec { argv: vec![b"a\0b".to_vec()], ..Exec::default() };
+        assert!(Request::decode(Verb::Exec, &encoded(&exec)).unwrap_err().message.contains("NUL"));
+        assert!(Request::decode(Verb::Ps, b"\xff\xff").is_err());
+    }
+
+    #[test]
+    fn names_and_verbs_stand_in_the_same_order() {
+        for (verb, name) in Verb::ALL.iter().zip(Verb::NAMES) {
+            assert_eq!(Verb::by_name(name), Some(*verb));
+        }
+    }
+}
