@@ -13,6 +13,9 @@
 //! [`io`] and [`vhost_user`].
 
 pub mod io;
+#[cfg(feature = "testing")]
+#[expect(clippy::panic, reason = "a test fails by a panic")]
+pub mod testing;
 pub mod virtio;
 
 #[cfg(target_os = "linux")]

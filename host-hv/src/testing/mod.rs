@@ -1,0 +1,11 @@
+//! A guest without a guest: a driver for tests, fuzzing and benchmarks, written against the specification and sharing
+//! nothing with the device but the packet header.
+//!
+//! [`queue`] drives one virtqueue; [`driver`] makes a vsock driver of three; [`guest`] joins it to a device in the
+//! same thread; [`vmm`] to a device in another process, over vhost-user.
+
+pub mod driver;
+pub mod guest;
+pub mod queue;
+#[cfg(target_os = "linux")]
+pub mod vmm;
