@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -53,6 +54,21 @@ impl Host {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(home.path().join("run"), mode)?;
         Ok(Self { program: Lab::program("hospes")?, agent: None, home })
+    }
+
+    /// One with the identity that all of this process' tests share: a guest pins the first host that it meets, so the
+    /// tests that share a guest are one host to it.
+    pub fn sharing_identity() -> Result<Self> {
+        static SHARED: OnceLock<Result<Host, String>> = OnceLock::new();
+        let first = SHARED.get_or_init(|| {
+            let host = Self::new().map_err(|error| format!("{error:#}"))?;
+            host.run(&["key", "show"]).and_then(Ran::text).map_err(|error| format!("{error:#}"))?;
+            Ok(host)
+        });
+        let first = first.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+        let host = Self::new()?;
+        copy_tree(&first.home.path().join("data"), &host.home.path().join("data"))?;
+        Ok(host)
     }
 
     /// Starts the agent, and waits for its socket.
@@ -151,4 +167,18 @@ impl Host {
             ("LANG".to_owned(), "C.UTF-8".to_owned()),
         ]
     }
+}
+
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
 }

@@ -33,6 +33,7 @@ mod machine;
 mod process;
 mod qmp;
 mod shell;
+mod tools;
 
 pub use deadline::Deadline;
 pub use guest::{Guest, GuestSpec, SharedGuest, Using};
@@ -41,3 +42,4 @@ pub use lab::Lab;
 pub use process::{Process, spawn};
 pub use qmp::Qmp;
 pub use shell::{Output, Shell};
+pub use tools::{tools_started, with_tools};
