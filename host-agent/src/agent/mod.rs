@@ -1,0 +1,3 @@
+//! The agent: keeps a control session to each VM and hands tickets to commands.
+
+pub mod ask;

@@ -1,0 +1,66 @@
+//! `hospes add`
+
+use std::path::absolute;
+
+use clap::Parser;
+
+use crate::cli::{Verb, VmPlace};
+use crate::command_error::CommandError;
+use crate::endpoint::{Endpoint, EndpointError};
+use crate::pins::Pins;
+use crate::registry::Registry;
+use crate::vm::{Vm, VmName, VmSpec};
+
+/// Add a VM under a name
+///
+/// ENDPOINT is one of:
+///   vsock:CID      the guest's context id, on Linux hosts (QEMU, libvirt, crosvm)
+///   unix:PATH      a socket that takes CONNECT (Firecracker, cloud-hypervisor, Hospes' own VMM)
+///   socket:PATH    a socket that leads to the guest's port 650 (vfkit, libkrun)
+///
+/// The VM need not run: it is reached, and its key pinned, by the first command.
+#[derive(Debug, Parser)]
+#[command(verbatim_doc_comment)]
+pub struct Add {
+    /// The VM's name from now on
+    name: String,
+    /// Where it is reached
+    endpoint: String,
+    /// The guest user for whom commands run where none is named
+    #[arg(short, long)]
+    user: Option<String>,
+    /// Change a VM that was added before
+    #[arg(long)]
+    replace: bool,
+}
+
+impl Verb for Add {
+    const NAME: &'static str = "add";
+    const VM: VmPlace = VmPlace::None;
+
+    fn run(self) -> Result<u8, CommandError> {
+        let name: VmName = self.name.parse()?;
+        let endpoint = endpoint(&self.endpoint)?;
+        let registry = Registry::open()?;
+        let moved = registry.load(&name).is_ok_and(|old| old.spec.endpoint != endpoint);
+        registry
+            .save(&Vm { name: name.clone(), spec: VmSpec { endpoint, user: self.user } }, self.replace)?;
+        if moved {
+            // Another endpoint is another guest until it shows the contrary.
+            Pins::open()?.forget(&name)?;
+        }
+        Ok(0)
+    }
+}
+
+/// An endpoint as people type it: a relative path starts where they stand.
+fn endpoint(text: &str) -> Result<Endpoint, CommandError> {
+    match text.parse() {
+        Err(EndpointError::Relative { .. }) => {
+            let (kind, path) = text.split_once(':').unwrap_or_default();
+            let path = absolute(path).map_err(|error| CommandError::io("Cannot resolve the path", &error))?;
+            Ok(format!("{kind}:{}", path.display()).parse()?)
+        }
+        result => Ok(result?),
+    }
+}

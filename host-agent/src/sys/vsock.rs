@@ -1,0 +1,79 @@
+//! `AF_VSOCK`, which hosts have on Linux alone.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+#[cfg(target_os = "linux")]
+pub use linux::{connect, listen};
+#[cfg(not(target_os = "linux"))]
+pub use other::{connect, listen};
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use super::{Instant, OwnedFd, io};
+    use std::os::fd::{AsFd, AsRawFd};
+
+    use nix::errno::Errno;
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use nix::sys::socket::sockopt::SocketError;
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr};
+    use nix::sys::socket::{bind, getsockopt, socket};
+
+    use crate::endpoint::wait_writable;
+
+    /// Connects to a guest's port.
+    ///
+    /// # Errors
+    /// The operating system's; `TimedOut` at the deadline.
+    pub fn connect(cid: u32, port: u32, deadline: Instant) -> io::Result<OwnedFd> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
+        match nix::sys::socket::connect(fd.as_raw_fd(), &VsockAddr::new(cid, port)) {
+            Ok(()) => (),
+            Err(Errno::EINPROGRESS) => {
+                wait_writable(fd.as_fd(), Some(deadline))?;
+                let error = getsockopt(&fd, SocketError)?;
+                if error != 0 {
+                    return Err(io::Error::from_raw_os_error(error));
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::empty()))?;
+        Ok(fd)
+    }
+
+    /// Listens on a port of ours for any guest.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn listen(port: u32) -> io::Result<OwnedFd> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
+        bind(fd.as_raw_fd(), &VsockAddr::new(u32::MAX, port))?;
+        nix::sys::socket::listen(&fd, Backlog::new(16)?)?;
+        Ok(fd)
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod other {
+    use super::{Instant, OwnedFd, io};
+
+    /// Always `Unsupported` here.
+    ///
+    /// # Errors
+    /// `Unsupported`.
+    pub fn connect(_cid: u32, _port: u32, _deadline: Instant) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Always `Unsupported` here.
+    ///
+    /// # Errors
+    /// `Unsupported`.
+    pub fn listen(_port: u32) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}

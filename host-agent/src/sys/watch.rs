@@ -1,0 +1,1 @@
+//! To be told that a file appeared, changed or went.
