@@ -1,9 +1,8 @@
 //! The archive inside a copy's stream: one record after the other, each whole within its data frame.
 //!
 //! ```text
-//! archive   = [ total ] { top }
-//! top       = here … leave | entry               the target itself, or an entry of it
-//! entry     = enter { entry } leave | file { data | hole } end | symlink | hard link | fifo | skipped
+//! archive   = { here { entry } leave | entry }   the target itself, or entries of it
+//! entry     = enter { entry } leave | file { data | hole } end | symlink | hard link | fifo | skipped | total
 //! ```
 //! A record is a tag byte and its fields: numbers as LEB128, byte strings with their length before them. A name is one
 //! component: no slash, no NUL, not `.` or `..`, not empty. So there is no record that leaves its directory, and what
@@ -46,6 +45,8 @@ pub enum Record<'a> {
         size: u64,
         /// It has other names: it gets the next number, from zero, for [`Record::HardLink`].
         linked: bool,
+        /// It has holes: it needs less room than its length.
+        sparse: bool,
     },
     /// The next bytes of the file.
     Data(&'a [u8]),
@@ -188,6 +189,8 @@ mod tag {
     pub(super) const FIFO: u8 = 0x0e;
     pub(super) const SKIPPED: u8 = 0x0f;
     pub(super) const TOTAL: u8 = 0x10;
+    pub(super) const FILE_SPARSE: u8 = 0x11;
+    pub(super) const FILE_SPARSE_LINKED: u8 = 0x12;
 }
 
 impl Record<'_> {
@@ -209,8 +212,13 @@ impl Record<'_> {
                 attributes(&of, out);
             }
             Record::Leave => out.push(tag::LEAVE),
-            Record::File { name, attributes: of, size, linked } => {
-                out.push(if linked { tag::FILE_LINKED } else { tag::FILE });
+            Record::File { name, attributes: of, size, linked, sparse } => {
+                out.push(match (sparse, linked) {
+                    (false, false) => tag::FILE,
+                    (false, true) => tag::FILE_LINKED,
+                    (true, false) => tag::FILE_SPARSE,
+                    (true, true) => tag::FILE_SPARSE_LINKED,
+                });
                 bytes(name, out);
                 attributes(&of, out);
                 number(size, out);

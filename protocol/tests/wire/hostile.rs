@@ -416,7 +416,7 @@ fn archives(add: &mut Add<'_>) {
     };
     let attributes = Attributes::default();
     let enter = |name| Record::Enter { name, attributes: None };
-    let file = |size| Record::File { name: b"f", attributes, size, linked: false };
+    let file = |size| Record::File { name: b"f", attributes, size, linked: false, sparse: false };
     for (name, bytes) in [
         ("dot", &b"."[..]),
         ("dots", b".."),

@@ -243,7 +243,7 @@ fn copy_push() -> Vec<Record> {
         Archived::Total { entries: 7, bytes: 16 },
         Archived::Here(None),
         Archived::Enter { name: b"tree", attributes: Some(old) },
-        Archived::File { name: b"\xff.bin", attributes: plain, size: 16, linked: true },
+        Archived::File { name: b"\xff.bin", attributes: plain, size: 16, linked: true, sparse: false },
         Archived::Data(b"8 bytes."),
         Archived::Hole(8),
         Archived::End,
@@ -252,7 +252,7 @@ fn copy_push() -> Vec<Record> {
         Archived::HardLink { name: b"again", to: 0 },
         Archived::Symlink { name: b"link", attributes: plain, target: b"../elsewhere" },
         Archived::Fifo { name: b"pipe", attributes: plain },
-        Archived::File { name: b"broken", attributes: plain, size: 1 << 40, linked: false },
+        Archived::File { name: b"broken", attributes: plain, size: 1 << 40, linked: false, sparse: false },
         Archived::Broken(fault),
         Archived::Skipped { name: b"socket", fault },
         Archived::Enter { name: b"bare", attributes: None },
@@ -278,7 +278,7 @@ fn copy_pull() -> Vec<Record> {
         count: false,
     };
     let attributes = Attributes { mode: 0o600, ..Attributes::default() };
-    let file = Archived::File { name: b"notes", attributes, size: 4, linked: false };
+    let file = Archived::File { name: b"notes", attributes, size: 4, linked: false, sparse: false };
     script.ticket().host(FrameId::COPY_PULL, &pull).opened();
     script.data(Side::Guest, ARCHIVE, &archive(&[file, Archived::Data(b"one\n"), Archived::End]));
     script.end(Side::Guest, ARCHIVE).bye();
@@ -289,7 +289,7 @@ fn copy_pull() -> Vec<Record> {
 fn copy_resume() -> Vec<Record> {
     let mut script = Script::default();
     let attributes = Attributes { mode: 0o600, ..Attributes::default() };
-    let file = Archived::File { name: b"second", attributes, size: 0, linked: false };
+    let file = Archived::File { name: b"second", attributes, size: 0, linked: false, sparse: false };
     script.ticket().host(FrameId::COPY_RESUME, &Resume { user: "dev".into(), id: COPY, taken: 70 });
     script.opened().guest(FrameId::COPY_POSITION, &Position { taken: 70 });
     script.data(Side::Host, ARCHIVE, &archive(&[file, Archived::End])).end(Side::Host, ARCHIVE);

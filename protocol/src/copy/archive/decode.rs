@@ -124,7 +124,7 @@ impl Decoder {
             Record::Data(_) | Record::Hole(_) | Record::End | Record::Broken(_) => {
                 return Err(ArchiveError::Misplaced { record: name, place: "outside a file" });
             }
-            Record::Here(_) | Record::Total { .. } if self.depth > 0 => {
+            Record::Here(_) if self.depth > 0 => {
                 return Err(ArchiveError::Misplaced { record: name, place: "inside a directory" });
             }
             Record::Here(_) | Record::Enter { .. } if self.depth == COPY_DEPTH => {
@@ -204,11 +204,12 @@ pub(super) fn read<'a>(fields: &mut Fields<'a>) -> Result<Record<'a>, ArchiveErr
         tag::ENTER_BARE => Record::Enter { name: fields.name()?, attributes: None },
         tag::ENTER => Record::Enter { name: fields.name()?, attributes: Some(fields.attributes()?) },
         tag::LEAVE => Record::Leave,
-        tag @ (tag::FILE | tag::FILE_LINKED) => Record::File {
+        tag @ (tag::FILE | tag::FILE_LINKED | tag::FILE_SPARSE | tag::FILE_SPARSE_LINKED) => Record::File {
             name: fields.name()?,
             attributes: fields.attributes()?,
             size: fields.size("file's length")?,
-            linked: tag == tag::FILE_LINKED,
+            linked: matches!(tag, tag::FILE_LINKED | tag::FILE_SPARSE_LINKED),
+            sparse: matches!(tag, tag::FILE_SPARSE | tag::FILE_SPARSE_LINKED),
         },
         tag::DATA => Record::Data(fields.data()?),
         tag::HOLE => Record::Hole(fields.size("hole's length")?),
