@@ -21,6 +21,9 @@ unsafe impl OneFd for OwnedFd {}
 // SAFETY: as OwnedFd, which it wraps.
 unsafe impl OneFd for File {}
 
+// SAFETY: as OwnedFd, which it wraps; a new mask goes to the same descriptor.
+unsafe impl OneFd for nix::sys::signalfd::SignalFd {}
+
 /// Registers a descriptor with the runtime.
 ///
 /// # Errors

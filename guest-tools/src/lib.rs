@@ -12,6 +12,7 @@ pub mod identity;
 pub mod info;
 pub mod logging;
 pub mod paths;
+pub mod tools;
 pub mod trust;
 pub mod verb;
 pub mod watch;

@@ -69,6 +69,12 @@ async fn by_name(name: &str) -> Result<Account, WireError> {
     }
 }
 
+/// Whether this guest knows the name, from wherever its users come. It may ask the network.
+#[must_use]
+pub fn exists(name: &str) -> bool {
+    local(&read("/etc/passwd"), name).is_some() || matches!(User::from_name(name), Ok(Some(_)))
+}
+
 fn local(passwd: &str, name: &str) -> Option<Account> {
     let line = passwd.lines().find(|line| line.split(':').next() == Some(name))?;
     Some(Account { name: name.into(), uid: line.split(':').nth(2)?.parse().ok()? })
