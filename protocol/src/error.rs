@@ -61,6 +61,10 @@ open_enum! {
         TIMED_OUT = 33,
         /// Somebody asked it to stop.
         CANCELLED = 34,
+        /// Something in the guest asked that this wait. Forcing is possible.
+        INHIBITED = 35,
+        /// A script of the guest's owner said no. Forcing is possible.
+        SCRIPT = 36,
     }
 }
 

@@ -51,10 +51,10 @@ pub enum Verb {
         path: Vec<u8>,
         /// Its parents too, and no error where it exists.
         parents: bool,
-        /// Permission bits.
-        mode: u32,
+        /// Permission bits, exact; without, 0777 less the user's umask.
+        mode: Option<u32>,
     },
-    /// Remove a file or directory.
+    /// Remove a file or an empty directory.
     Remove {
         /// Which. A symbolic link is removed itself.
         path: Vec<u8>,
@@ -101,7 +101,7 @@ pub enum Verb {
         append: bool,
         /// Replace what is there; else that is an error.
         replace: bool,
-        /// Permission bits of a new file; without, 0666 less the user's umask.
+        /// Permission bits, exact; without, the old file's, or 0666 less the user's umask.
         mode: Option<u32>,
     },
 }

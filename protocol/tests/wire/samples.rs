@@ -12,7 +12,7 @@ use hospes_protocol::forward::{Accept, Address, Connect, Incoming, Listen, Liste
 use hospes_protocol::frame::{self, FrameId};
 use hospes_protocol::handshake::{Announce, Guest, Host, Ready};
 use hospes_protocol::info::{Disk, Info, Interface, User};
-use hospes_protocol::power::{Power, PowerAction, PowerReply, ScriptReport};
+use hospes_protocol::power::{Inhibitor, Power, PowerAction, PowerReply, ScriptEnd, ScriptReport};
 use hospes_protocol::process::{Kill, Killed, Process, Processes, Ps, Target};
 use hospes_protocol::ticket::Issuer;
 use hospes_protocol::variable::Variable;
@@ -235,18 +235,30 @@ fn requests(samples: &mut Samples) {
 }
 
 fn answers(samples: &mut Samples) {
+    let script = |name: &str, end, status, output: &[u8]| ScriptReport {
+        name: name.into(),
+        end,
+        status,
+        output: output.to_vec(),
+    };
     let scripts = vec![
-        ScriptReport { name: "10-flush".into(), status: Some(0), output: b"flushed\n".to_vec() },
-        ScriptReport { name: "20-slow".into(), status: None, output: vec![] },
+        script("10-flush", ScriptEnd::ENDED, 0, b"flushed\n"),
+        script("20-slow", ScriptEnd::TIMED_OUT, 0, b""),
+        script("30-open", ScriptEnd::SKIPPED, 0, b"Anybody may write to it"),
     ];
-    let refused = WireError::new(ErrorKind::BUSY, "apt inhibits shutdown").hint("Ask again, or use --force");
+    let inhibitors = vec![Inhibitor { who: "apt".into(), why: "Upgrade".into() }];
+    let refused = WireError::new(ErrorKind::BUSY, "Another request is under way").hint("Wait for it");
+    let wait = WireError::new(ErrorKind::INHIBITED, "apt asks to wait").hint("Ask again, or use --force");
+    let going = PowerReply { scripts: scripts.clone(), by: "logind".into(), ..PowerReply::default() };
+    let staying = PowerReply { scripts, inhibitors, refused: Some(wait), by: String::new() };
     for (word, answer) in [
         ("pong", Ok(Answer::Pong)),
         ("info", Ok(Answer::Info(Box::new(info())))),
         ("done", Ok(Answer::Done)),
         ("variables", Ok(Answer::Variables(vec![variable(false), variable(true)]))),
         ("variable", Ok(Answer::Variable(variable(false)))),
-        ("power", Ok(Answer::Power(PowerReply { scripts, by: "logind".into() }))),
+        ("power", Ok(Answer::Power(going))),
+        ("power-refused", Ok(Answer::Power(staying))),
         ("refused", Err(refused)),
     ] {
         samples.message(&format!("reply-{word}"), FrameId::REPLY, &Reply { number: 9, answer });
@@ -277,7 +289,7 @@ fn files(samples: &mut Samples) {
     for (word, verb) in [
         ("stat", Verb::Stat { path: path(), follow: true }),
         ("list", Verb::List { path: path() }),
-        ("mkdir", Verb::Mkdir { path: path(), parents: true, mode: 0o755 }),
+        ("mkdir", Verb::Mkdir { path: path(), parents: true, mode: Some(0o755) }),
         ("remove", Verb::Remove { path: path(), recursive: true, force: true }),
         ("rename", Verb::Rename { from: path(), to: b"/tmp/x".to_vec(), replace: true }),
         (

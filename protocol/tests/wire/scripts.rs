@@ -355,7 +355,7 @@ fn lone_request() -> Vec<Record> {
     let mut script = Script::default();
     let power = Power { action: PowerAction::POWEROFF, force: false, script_timeout_ms: None };
     script.ticket().host(FrameId::REQUEST, &Request { number: 1, ask: Ask::Power(power) }).opened();
-    let reply = PowerReply { scripts: Vec::new(), by: "logind".into() };
+    let reply = PowerReply { by: "logind".into(), ..PowerReply::default() };
     script.guest(FrameId::REPLY, &Reply { number: 1, answer: Ok(Answer::Power(reply)) }).bye();
     script.0
 }
