@@ -116,6 +116,8 @@ cp "$3" "$tree/root/.ssh/authorized_keys"
 cp "$3" "$tree/home/dev/.ssh/authorized_keys"
 chown -R 1000:1000 "$tree/home/dev/.ssh"
 chmod 700 "$tree/root/.ssh" "$tree/home/dev/.ssh"
+# Nothing is to be brought up to date at the first boot: every boot here is a first one.
+touch "$tree/etc/.updated" "$tree/var/.updated"
 ROOT
 
 say "Making its disk, kernel and initramfs"
