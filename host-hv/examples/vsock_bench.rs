@@ -104,9 +104,17 @@ impl Device {
     }
 
     fn connect(&self) -> Result<UnixStream> {
-        let mut stream = UnixStream::connect(self.directory.path().join("vsock"))?;
-        writeln!(stream, "CONNECT {PORT}")?;
-        Ok(stream)
+        // Some devices hang up on the first clients after a VMM has connected.
+        let mut tries = 0;
+        loop {
+            let mut stream = UnixStream::connect(self.directory.path().join("vsock"))?;
+            match writeln!(stream, "CONNECT {PORT}") {
+                Ok(()) => return Ok(stream),
+                Err(error) if tries == 50 => return Err(error.into()),
+                Err(_) => tries += 1,
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// CPU time of all its threads so far.

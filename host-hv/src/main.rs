@@ -1,5 +1,8 @@
 //! `host-hv`: devices for virtual machines.
 
+#![cfg_attr(not(target_os = "linux"), expect(dead_code, unused_imports, reason = "vhost-user needs Linux"))]
+
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -92,7 +95,8 @@ fn parse_sibling(text: &str) -> Result<Sibling, String> {
 
 fn main() -> Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let color = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(color).init();
     match Cli::parse().command {
         Command::Vsock(args) => vsock(args),
     }
