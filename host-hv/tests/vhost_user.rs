@@ -188,7 +188,9 @@ impl EchoGuest {
                     }
                 }
                 vmm.kick();
-                drop(tell.send(()));
+                if tell.send(()).is_err() {
+                    return;
+                }
             }
         });
         Self { wishes, done, thread: Some(thread), gone }

@@ -175,6 +175,10 @@ impl Driver {
     /// Sends a packet. False: no buffer or descriptor is free.
     pub fn send(&mut self, header: &Header, payload: &[u8]) -> bool {
         self.reap();
+        self.send_from_idle(header, payload)
+    }
+
+    fn send_from_idle(&mut self, header: &Header, payload: &[u8]) -> bool {
         let Some(buffer) = self.tx_idle.pop() else { return false };
         let address = self.layout.tx_start() + u64::from(buffer) * self.layout.tx_stride();
         self.memory.write_slice(&header.encode(), GuestAddress(address)).expect("in memory");
@@ -193,6 +197,19 @@ impl Driver {
         };
         self.tx_heads.insert(head, buffer);
         true
+    }
+
+    /// As [`send`](Self::send), over whatever the buffer held, and with no accounts kept.
+    pub fn send_blindly(&mut self, header: &Header, payload: &[u8]) {
+        self.tx_heads.clear();
+        self.tx_idle = vec![self.layout.tx_buffers - 1];
+        self.send_from_idle(header, payload);
+    }
+
+    /// Counts all receive buffers as idle, whoever has them.
+    pub fn forget_buffers(&mut self) {
+        self.rx_heads.clear();
+        self.rx_idle = (0..self.layout.rx_buffers).rev().collect();
     }
 
     /// A header from this guest to the host, with a window of 256 KiB of which nothing is used.

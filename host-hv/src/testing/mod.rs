@@ -2,9 +2,10 @@
 //! nothing with the device but the packet header.
 //!
 //! [`queue`] drives one virtqueue; [`driver`] makes a vsock driver of three; [`guest`] joins it to a device in the
-//! same thread; [`vmm`] to a device in another process, over vhost-user.
+//! same thread; [`fuzz`] lets bytes decide what that guest does; [`vmm`] to a device in another process, over vhost-user.
 
 pub mod driver;
+pub mod fuzz;
 pub mod guest;
 pub mod queue;
 #[cfg(target_os = "linux")]

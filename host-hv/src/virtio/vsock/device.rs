@@ -123,6 +123,11 @@ impl Vsock {
         self.table.len()
     }
 
+    /// Bytes kept for hosts that do not read.
+    pub fn buffered(&self) -> usize {
+        self.table.buffered()
+    }
+
     /// Asks the guest for a connection to `port`, for `endpoint`. `from` is the cid that asks, and its port unless
     /// any will do.
     pub fn connect(

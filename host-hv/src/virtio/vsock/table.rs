@@ -81,6 +81,11 @@ impl Table {
         self.streams.len()
     }
 
+    /// Bytes kept in all.
+    pub fn buffered(&self) -> usize {
+        self.streams.iter().map(|(_, stream)| stream.outgoing.len()).sum()
+    }
+
     /// There are no streams.
     pub fn is_empty(&self) -> bool {
         self.streams.is_empty()
