@@ -40,13 +40,17 @@ const fn filter(level: usize) -> LevelFilter {
 /// Starts logging under the program's own name. Once per process; a second call does nothing.
 pub fn start() {
     let program = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
-    let identifier = program.file_name().map_or("hospes".into(), |name| name.to_string_lossy());
+    init(&program.file_name().map_or("hospes".into(), |name| name.to_string_lossy()));
+}
+
+/// Starts logging under `identifier`. Once per process; a second call does nothing.
+pub fn init(identifier: &str) {
     let subscriber = Registry::default();
     let journal = stderr_is_the_journal().then(|| tracing_journald::Layer::new().ok()).flatten();
     let _ = match journal {
         Some(journal) => {
             let journal = journal
-                .with_syslog_identifier(identifier.into_owned())
+                .with_syslog_identifier(identifier.to_owned())
                 .with_field_prefix(Some("HOSPES".to_owned()));
             tracing::subscriber::set_global_default(subscriber.with(journal.with_filter(ByLevel)))
         }

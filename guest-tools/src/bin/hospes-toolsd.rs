@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         }
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(options)) => {
-            logging::start();
+            logging::init("hospes-toolsd");
             match run(options) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {

@@ -130,6 +130,7 @@ fn start_command(program: &Path, socket: &Path) -> io::Result<()> {
     }
     let listener = UnixListener::bind(socket)?;
     let mut child = Command::new(program).stdin(Stdio::from(OwnedFd::from(listener))).spawn()?;
+    tracing::info!("Started a worker, process {}", child.id());
     // It is waited for so that it leaves no zombie; only tests and machines without systemd pay this thread.
     std::thread::spawn(move || child.wait());
     Ok(())
