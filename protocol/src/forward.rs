@@ -22,17 +22,17 @@
 //! half-close. A socket that broke is a [`FAILED`](FrameId::FAILED), and the other end resets its own. After both ends
 //! the host says [`BYE`](FrameId::BYE) and closes; the guest closes when it has that.
 //!
-//! [`End`] is the rules of one end, [`Relay`] that with the bytes that wait.
+//! [`End`] is the rules of one end, [`Relay`] that with the bytes that wait for a socket.
 
 mod relay;
 
-pub use relay::{Phase, Relay};
+pub use relay::Relay;
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::CodecError;
 use crate::error::WireError;
-use crate::frame::{self, Frame, FrameError, FrameId, Header};
+use crate::frame::{self, Frame, FrameId, Header};
 use crate::limits::PATH;
 use crate::stream::{Receiver, Sender, StreamError};
 
@@ -197,9 +197,6 @@ pub enum ForwardError {
     /// A message does not decode.
     #[error(transparent)]
     Codec(#[from] CodecError),
-    /// A frame over its cap.
-    #[error(transparent)]
-    Frame(FrameError),
     /// A frame that may not come now.
     #[error("Peer sent {id} on a forwarded connection that was {state}")]
     Unexpected {

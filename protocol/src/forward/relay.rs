@@ -1,131 +1,93 @@
-//! A forwarded connection's buffers: [`End`] with the bytes that wait on either side.
+//! A forwarded connection's bytes that wait, and what the rim does with them: [`End`] and one buffer.
 //!
 //! ```text
-//!  connection --[frames]--> waiting --> socket      waiting: at most the credit we granted
-//!  connection <-- outgoing <----------- socket      outgoing: one data frame, and a few small ones
+//!  connection --frames--> waiting --> socket      waiting: at most the credit we granted
+//!  connection <--frames-------------- socket      read only while the peer has granted credit
 //! ```
 //! Either way may stall without stalling the other: what our socket does not take is kept (the credit bounds it) while
-//! the connection is read on, and our socket is read only while the peer has granted credit and the last frame is gone.
-//! Payloads are not copied on the fast path: a socket's bytes are read behind the room for their header, and arriving
-//! ones are offered to the socket from the receive buffer.
+//! the connection is read on. Payloads are not copied on the fast path: arriving bytes are offered to the socket from
+//! the receive buffer, and outgoing ones stay where the rim read them.
 
 use std::collections::VecDeque;
 
 use super::{End, ForwardError, Open, Step};
 use crate::error::{ErrorKind, WireError};
-use crate::frame::{self, FrameBuffer, FrameId};
-use crate::limits::{DATA_LEN, HEADER_LEN};
+use crate::frame::{Frame, Header};
 
-/// The first read's size. It doubles while reads fill it, so that a quiet connection costs little.
-const FIRST_READ: usize = 16 * 1024;
-/// With more than this unsent, our socket is not read.
-const UNSENT: usize = 1024;
-
-/// Where a forwarded connection stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Phase {
-    /// Bytes may come and go.
-    Open,
-    /// Both directions ended, and our socket has been shut: close both.
-    Done,
-    /// One end broke: reset our socket. The peer has been told, or told us.
-    Failed(WireError),
-}
-
-/// One end of a forwarded connection, with its buffers. The rim reads, writes, and asks [`phase`](Self::phase).
+/// One end of a forwarded connection. The rim reads and writes, and appends what the methods append to `out`.
 #[derive(Debug)]
 pub struct Relay {
     end: End,
-    is_host: bool,
-    frames: FrameBuffer,
-    outgoing: Outgoing,
     waiting: VecDeque<u8>,
-    next_read: usize,
     opened: Option<Open>,
     peer_ended: bool,
     shut: bool,
     socket_ended: bool,
-    bye: bool,
+    unwanted: bool,
     failed: Option<WireError>,
 }
 
 impl Relay {
-    /// The host's end, whose request the rim has sent. `frames` may hold bytes that arrived already.
+    /// The host's end, whose request the rim has sent.
     #[must_use]
-    pub fn host(frames: FrameBuffer) -> Self {
-        Self::new(End::host(), true, frames)
+    pub const fn host() -> Self {
+        Self::new(End::host())
     }
 
-    /// The guest's end, whose socket is connected. `frames` may hold bytes that arrived already: offer them with
-    /// [`arrived`](Self::arrived) and a length of `None`.
-    #[must_use]
-    pub fn guest(open: &Open, frames: FrameBuffer) -> Self {
-        let mut out = Vec::new();
-        let mut relay = Self::new(End::guest(open, &mut out), false, frames);
-        relay.outgoing.push(&out);
-        relay
+    /// The guest's end, whose socket is connected: says so.
+    pub fn guest(open: &Open, out: &mut Vec<u8>) -> Self {
+        Self::new(End::guest(open, out))
     }
 
-    fn new(end: End, is_host: bool, frames: FrameBuffer) -> Self {
+    const fn new(end: End) -> Self {
         Self {
             end,
-            is_host,
-            frames,
-            outgoing: Outgoing::default(),
             waiting: VecDeque::new(),
-            next_read: FIRST_READ,
             opened: None,
             peer_ended: false,
             shut: false,
             socket_ended: false,
-            bye: false,
+            unwanted: false,
             failed: None,
         }
     }
 
-    /// Room to read the connection into.
-    pub fn connection_space(&mut self) -> &mut [u8] {
-        self.frames.space()
-    }
-
-    /// The rim has read `len` bytes into [`connection_space`](Self::connection_space) (zero: it closed), or `None` to
-    /// look at what was there from the start. `offer` writes to our socket without waiting and says how much it took.
+    /// A frame arrived. `offer` writes to our socket without waiting and says how much it took.
     ///
     /// # Errors
-    /// [`ForwardError`]: the peer broke the protocol or cut the connection. Reset our socket.
-    pub fn arrived(
+    /// [`ForwardError`]: the peer broke the protocol. Reset our socket.
+    pub fn receive(
         &mut self,
-        len: Option<usize>,
-        mut offer: impl FnMut(&[u8]) -> usize,
+        frame: Frame<'_>,
+        out: &mut Vec<u8>,
+        offer: impl FnOnce(&[u8]) -> usize,
     ) -> Result<(), ForwardError> {
-        if len == Some(0) {
-            self.bye = true;
-            return if self.failed.is_some() { Ok(()) } else { self.end.closed() };
-        }
-        self.frames.filled(len.unwrap_or(0));
-        let mut out = Vec::new();
-        while let Some(frame) = self.frames.take().map_err(ForwardError::Frame)? {
-            match self.end.receive(frame)? {
-                Step::Nothing | Step::Room => (),
-                Step::Open(open) => self.opened = Some(open),
-                Step::Bytes(bytes) => {
-                    let taken = if self.waiting.is_empty() { offer(bytes).min(bytes.len()) } else { 0 };
-                    self.end.written(taken, &mut out);
-                    self.waiting.extend(&bytes[taken..]);
-                }
-                Step::PeerEnded => self.peer_ended = true,
-                // Nobody takes what our socket still has to say: its direction is over.
-                Step::Unwanted => {
-                    self.socket_ended = true;
-                    self.end.end(&mut out);
-                }
-                Step::Failed(error) => self.failed = Some(error),
-                Step::Bye => self.bye = true,
+        match self.end.receive(frame)? {
+            Step::Nothing | Step::Room | Step::Bye => (),
+            Step::Open(open) => self.opened = Some(open),
+            Step::Bytes(bytes) => {
+                let taken = if self.waiting.is_empty() { offer(bytes).min(bytes.len()) } else { 0 };
+                self.end.written(taken, out);
+                self.waiting.extend(&bytes[taken..]);
             }
+            Step::PeerEnded => self.peer_ended = true,
+            // Nobody takes what our socket still has to say: its direction is over.
+            Step::Unwanted => {
+                self.unwanted = !self.socket_ended;
+                self.socket_ended = true;
+                self.end.end(out);
+            }
+            Step::Failed(error) => self.failed = Some(error),
         }
-        self.outgoing.push(&out);
-        self.say_bye();
         Ok(())
+    }
+
+    /// The connection closed.
+    ///
+    /// # Errors
+    /// [`ForwardError::Cut`] unless both directions had ended. Reset our socket.
+    pub const fn closed(&self) -> Result<(), ForwardError> {
+        self.end.closed()
     }
 
     /// Bytes for our socket that it did not take when they arrived.
@@ -135,13 +97,13 @@ impl Relay {
     }
 
     /// Our socket took `len` bytes of [`to_socket`](Self::to_socket).
-    pub fn written(&mut self, len: usize) {
+    pub fn written(&mut self, len: usize, out: &mut Vec<u8>) {
         let len = len.min(self.waiting.len());
         self.waiting.drain(..len);
         if self.waiting.is_empty() {
             self.waiting = VecDeque::new();
         }
-        self.with_out(|end, out| end.written(len, out));
+        self.end.written(len, out);
     }
 
     /// True once, when our socket is to be shut for writing: all that was sent to it is written.
@@ -151,63 +113,41 @@ impl Relay {
         now
     }
 
-    /// Room to read our socket into, or `None` while it is not to be read.
-    pub fn socket_space(&mut self) -> Option<&mut [u8]> {
-        let room = self.end.room().min(DATA_LEN as usize);
-        if room == 0 || self.socket_ended || self.failed.is_some() || self.outgoing.len() > UNSENT {
-            return None;
-        }
-        Some(self.outgoing.data_space(room.min(self.next_read)))
+    /// True once, when our socket is to be shut for reading: nobody wants what it may still say.
+    pub const fn take_unwanted(&mut self) -> bool {
+        std::mem::replace(&mut self.unwanted, false)
     }
 
-    /// Whether [`socket_space`](Self::socket_space) has room.
+    /// Bytes to read from our socket now, at most; zero while it is not to be read.
     #[must_use]
-    pub fn reads_socket(&self) -> bool {
-        !self.socket_ended && self.failed.is_none() && self.end.room() > 0 && self.outgoing.len() <= UNSENT
+    pub fn room(&self) -> usize {
+        if self.socket_ended || self.failed.is_some() { 0 } else { self.end.room() }
     }
 
-    /// The rim has read `len` bytes into [`socket_space`](Self::socket_space); zero where our socket ended.
-    pub fn read(&mut self, len: usize) {
-        if len == 0 {
-            self.socket_ended = true;
-            self.with_out(End::end);
-            self.say_bye();
-            return;
+    /// Our socket gave `len` bytes, at most [`room`](Self::room): the header to send them behind. Zero where it ended,
+    /// which has no bytes to send.
+    pub fn read(&mut self, len: usize, out: &mut Vec<u8>) -> Option<Header> {
+        if len > 0 {
+            return Some(self.end.data(len));
         }
-        let header = self.end.data(len).to_bytes();
-        self.outgoing.data_filled(header, len);
-        if len == self.next_read {
-            self.next_read = (self.next_read * 2).min(DATA_LEN as usize);
-        }
+        self.socket_ended = true;
+        self.end.end(out);
+        None
     }
 
     /// Our socket broke: tells the peer, which resets its own.
-    pub fn broke(&mut self, error: &WireError) {
+    pub fn broke(&mut self, error: WireError, out: &mut Vec<u8>) {
         if self.failed.is_none() {
-            self.with_out(|end, out| end.failed(error, out));
-            self.failed = Some(error.clone());
+            self.end.failed(&error, out);
+            self.failed = Some(error);
         }
     }
 
     /// Our socket's reader is gone, though its writer may go on: tells the peer to send no more.
-    pub fn refuse(&mut self) {
-        let waiting = self.waiting.len();
-        self.waiting = VecDeque::new();
-        self.with_out(|end, out| {
-            end.refuse(out);
-            end.written(waiting, out);
-        });
-    }
-
-    /// Frames to write to the connection.
-    #[must_use]
-    pub fn to_connection(&self) -> &[u8] {
-        self.outgoing.bytes()
-    }
-
-    /// The connection took `len` bytes of [`to_connection`](Self::to_connection).
-    pub fn sent(&mut self, len: usize) {
-        self.outgoing.sent(len);
+    pub fn refuse(&mut self, out: &mut Vec<u8>) {
+        let waiting = std::mem::take(&mut self.waiting);
+        self.end.refuse(out);
+        self.end.written(waiting.len(), out);
     }
 
     /// What the guest said when its socket was connected, once (host only).
@@ -215,37 +155,17 @@ impl Relay {
         self.opened.take()
     }
 
-    /// Where it stands. [`Phase::Done`] and [`Phase::Failed`] only when nothing is left to send.
-    #[must_use]
-    pub fn phase(&self) -> Phase {
-        match &self.failed {
-            Some(error) if self.outgoing.len() == 0 => Phase::Failed(error.clone()),
-            None if self.is_over() && self.outgoing.len() == 0 && self.bye => Phase::Done,
-            _ => Phase::Open,
-        }
-    }
-
-    /// The error, as soon as there is one: what is left to send is for the peer's information alone.
+    /// Why one end broke, told by the peer or to it: reset our socket.
     #[must_use]
     pub const fn failure(&self) -> Option<&WireError> {
         self.failed.as_ref()
     }
 
-    fn is_over(&self) -> bool {
+    /// Whether both directions ended and our socket has been shut: close it. The host says
+    /// [`BYE`](crate::frame::FrameId::BYE) now.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
         self.end.is_done() && self.waiting.is_empty() && self.shut
-    }
-
-    fn say_bye(&mut self) {
-        if self.is_host && !self.bye && self.failed.is_none() && self.end.is_done() {
-            self.bye = true;
-            self.with_out(|_, out| frame::put_raw(FrameId::BYE, 0, &[], out));
-        }
-    }
-
-    fn with_out(&mut self, act: impl FnOnce(&mut End, &mut Vec<u8>)) {
-        let mut out = Vec::new();
-        act(&mut self.end, &mut out);
-        self.outgoing.push(&out);
     }
 }
 
@@ -259,71 +179,18 @@ impl From<&ForwardError> for WireError {
     }
 }
 
-/// Frames on their way out. The buffer stays initialised between frames, so that a read costs no clearing.
-#[derive(Debug, Default)]
-struct Outgoing {
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
-}
-
-impl Outgoing {
-    fn len(&self) -> usize {
-        self.end - self.start
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.buffer[self.start..self.end]
-    }
-
-    fn sent(&mut self, len: usize) {
-        self.start = (self.start + len).min(self.end);
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        }
-    }
-
-    fn push(&mut self, bytes: &[u8]) {
-        self.reserve(bytes.len());
-        self.buffer[self.end..self.end + bytes.len()].copy_from_slice(bytes);
-        self.end += bytes.len();
-    }
-
-    fn data_space(&mut self, len: usize) -> &mut [u8] {
-        self.reserve(HEADER_LEN + len);
-        let from = self.end + HEADER_LEN;
-        &mut self.buffer[from..from + len]
-    }
-
-    fn data_filled(&mut self, header: [u8; HEADER_LEN], len: usize) {
-        self.buffer[self.end..self.end + HEADER_LEN].copy_from_slice(&header);
-        self.end += HEADER_LEN + len;
-    }
-
-    fn reserve(&mut self, len: usize) {
-        if self.buffer.len() - self.end < len && self.start > 0 {
-            self.buffer.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-        }
-        if self.buffer.len() - self.end < len {
-            self.buffer.resize(self.end + len, 0);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::FrameBuffer;
     use crate::limits::INITIAL_CREDIT;
     use proptest::prelude::*;
 
-    fn open() -> Open {
-        Open { peer: "tcp:127.0.0.1:80".to_owned() }
-    }
-
-    /// A relay with a pretended socket: what it says, what it heard, and how much of that it takes at a time.
+    /// A relay with a pretended socket (what it says, what it heard, how much it takes at a time) and connection.
     struct Side {
         relay: Relay,
+        frames: FrameBuffer,
+        wire: Vec<u8>,
         says: Vec<u8>,
         heard: Vec<u8>,
         shut: bool,
@@ -331,25 +198,36 @@ mod tests {
     }
 
     impl Side {
-        fn new(relay: Relay, says: Vec<u8>, takes: usize) -> Self {
-            Self { relay, says, heard: Vec::new(), shut: false, takes }
+        fn host(says: Vec<u8>, takes: usize) -> Self {
+            Self::new(Relay::host(), Vec::new(), says, takes)
+        }
+
+        fn guest(says: Vec<u8>, takes: usize) -> Self {
+            let mut wire = Vec::new();
+            let relay = Relay::guest(&Open { peer: "tcp:127.0.0.1:80".to_owned() }, &mut wire);
+            Self::new(relay, wire, says, takes)
+        }
+
+        fn new(relay: Relay, wire: Vec<u8>, says: Vec<u8>, takes: usize) -> Self {
+            Self { relay, frames: FrameBuffer::new(), wire, says, heard: Vec::new(), shut: false, takes }
         }
 
         /// One turn of the rim's loop, `n` bytes at most each way. True where anything moved.
         fn turn(&mut self, n: usize) -> bool {
             let mut moved = false;
-            if self.relay.reads_socket() {
-                let space = self.relay.socket_space().unwrap();
-                let len = n.min(space.len()).min(self.says.len());
-                space[..len].copy_from_slice(&self.says[..len]);
-                self.says.drain(..len);
-                self.relay.read(len);
+            let room = self.relay.room();
+            if room > 0 && self.wire.len() < 300_000 {
+                let len = n.min(room).min(self.says.len());
+                if let Some(header) = self.relay.read(len, &mut self.wire) {
+                    self.wire.extend_from_slice(&header.to_bytes());
+                    self.wire.extend(self.says.drain(..len));
+                }
                 moved = true;
             }
             let len = self.relay.to_socket().len().min(self.takes);
             if len > 0 {
                 self.heard.extend_from_slice(&self.relay.to_socket()[..len]);
-                self.relay.written(len);
+                self.relay.written(len, &mut self.wire);
                 moved = true;
             }
             if self.relay.take_shut() {
@@ -362,32 +240,42 @@ mod tests {
         }
 
         fn hear(&mut self, wire: &[u8]) {
-            let (heard, takes) = (&mut self.heard, self.takes);
-            self.relay.connection_space()[..wire.len()].copy_from_slice(wire);
-            self.relay
-                .arrived(Some(wire.len()), |bytes| {
+            self.frames.space()[..wire.len()].copy_from_slice(wire);
+            self.frames.filled(wire.len());
+            while let Some(frame) = self.frames.take().unwrap() {
+                let (heard, takes) = (&mut self.heard, self.takes);
+                let offer = |bytes: &[u8]| {
                     let len = bytes.len().min(takes / 2);
                     heard.extend_from_slice(&bytes[..len]);
                     len
-                })
-                .unwrap();
+                };
+                self.relay.receive(frame, &mut self.wire, offer).unwrap();
+            }
         }
     }
 
-    fn carry(from: &mut Relay, to: &mut Side, n: usize) -> bool {
-        let wire = from.to_connection();
-        let len = wire.len().min(n).min(to.relay.connection_space().len());
-        if len > 0 {
-            let wire = wire[..len].to_vec();
-            to.hear(&wire);
-            from.sent(len);
-        }
+    fn carry(from: &mut Side, to: &mut Side, n: usize) -> bool {
+        let len = from.wire.len().min(n).min(to.frames.space().len());
+        let wire: Vec<u8> = from.wire.drain(..len).collect();
+        to.hear(&wire);
         len > 0
+    }
+
+    /// Turns both ends until nothing moves.
+    fn settle(host: &mut Side, guest: &mut Side, reads: usize, wire: usize) {
+        loop {
+            let mut moved = host.turn(reads) | guest.turn(reads);
+            moved |= carry(host, guest, wire);
+            moved |= carry(guest, host, wire);
+            if !moved {
+                break;
+            }
+        }
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
-        /// Whatever the sizes, every byte arrives once and in order, each direction ends by itself, both relays end.
+        /// Whatever the sizes, every byte arrives once and in order, each direction ends by itself, both ends are over.
         #[test]
         fn every_byte_arrives_and_both_ends_are_done(
             to_guest in 0usize..2_000_000, to_host in 0usize..2_000_000,
@@ -399,84 +287,58 @@ mod tests {
                 (0..len.min(least * 3000)).map(|n| (n * 31 / 7 + salt).to_le_bytes()[0]).collect()
             };
             let (down, up) = (bytes(to_guest, 1), bytes(to_host, 2));
-            let mut host = Side::new(Relay::host(FrameBuffer::new()), down.clone(), takes[0]);
-            let mut guest = Side::new(Relay::guest(&open(), FrameBuffer::new()), up.clone(), takes[1]);
-            loop {
-                let mut moved = host.turn(reads) | guest.turn(reads);
-                moved |= carry(&mut host.relay, &mut guest, wire);
-                moved |= carry(&mut guest.relay, &mut host, wire);
-                if host.relay.phase() == Phase::Done && guest.relay.phase() == Phase::Done { break; }
-                prop_assert!(moved, "stuck: host {:?}, guest {:?}", host.relay, guest.relay);
-            }
+            let mut host = Side::host(down.clone(), takes[0]);
+            let mut guest = Side::guest(up.clone(), takes[1]);
+            settle(&mut host, &mut guest, reads, wire);
+            prop_assert!(host.relay.is_over() && guest.relay.is_over(), "stuck: {:?} {:?}", host.relay, guest.relay);
             prop_assert!(guest.heard == down && host.heard == up);
-            prop_assert!(host.shut && guest.shut);
-            prop_assert!(host.relay.take_opened().is_some());
+            prop_assert!(guest.relay.closed().is_ok() && host.relay.take_opened().is_some());
         }
     }
 
     #[test]
     fn a_socket_that_takes_nothing_stalls_one_direction_only() {
-        let mut host = Side::new(Relay::host(FrameBuffer::new()), vec![1; 3_000_000], usize::MAX);
-        let mut guest = Side::new(Relay::guest(&open(), FrameBuffer::new()), vec![2; 3_000_000], 0);
-        while !host.shut {
-            let moved = host.turn(usize::MAX) | guest.turn(usize::MAX);
-            assert!(
-                carry(&mut host.relay, &mut guest, 300_000)
-                    | carry(&mut guest.relay, &mut host, 300_000)
-                    | moved
-            );
-        }
-        assert_eq!(host.heard.len(), 3_000_000);
+        let mut host = Side::host(vec![1; 3_000_000], usize::MAX);
+        let mut guest = Side::guest(vec![2; 3_000_000], 0);
+        settle(&mut host, &mut guest, usize::MAX, 300_000);
+        assert!(host.shut && host.heard.len() == 3_000_000);
         assert_eq!(guest.relay.waiting.len(), INITIAL_CREDIT as usize);
-        assert_eq!((guest.heard.len(), guest.shut), (0, false));
+        assert_eq!((guest.heard.len(), guest.shut, guest.relay.is_over()), (0, false, false));
     }
 
     #[test]
     fn a_broken_socket_resets_the_other_end() {
-        let mut host = Side::new(Relay::host(FrameBuffer::new()), vec![1; 10], 0);
-        let mut guest = Side::new(Relay::guest(&open(), FrameBuffer::new()), vec![2; 10], 0);
+        let mut host = Side::host(vec![1; 10], 0);
+        let mut guest = Side::guest(vec![2; 10], 0);
         guest.turn(100);
         let error = WireError::new(ErrorKind::OS, "Connection reset by peer");
-        guest.relay.broke(&error);
-        assert_eq!(guest.relay.phase(), Phase::Open, "the peer has not been told yet");
-        assert!(carry(&mut guest.relay, &mut host, usize::MAX));
-        assert_eq!(guest.relay.phase(), Phase::Failed(error.clone()));
-        assert_eq!(host.relay.phase(), Phase::Failed(error));
+        guest.relay.broke(error.clone(), &mut guest.wire);
+        assert!(carry(&mut guest, &mut host, usize::MAX));
+        assert_eq!((guest.relay.failure(), host.relay.failure()), (Some(&error), Some(&error)));
+        assert_eq!((guest.relay.room(), host.relay.room()), (0, 0));
     }
 
     #[test]
     fn a_reader_that_is_gone_stops_the_far_writer_and_the_other_direction_goes_on() {
-        let mut host = Side::new(Relay::host(FrameBuffer::new()), b"request".to_vec(), usize::MAX);
-        let mut guest = Side::new(Relay::guest(&open(), FrameBuffer::new()), vec![2; 3_000_000], usize::MAX);
-        host.relay.refuse();
-        carry(&mut host.relay, &mut guest, usize::MAX);
-        assert!(!guest.relay.reads_socket());
-        loop {
-            host.turn(usize::MAX);
-            guest.turn(usize::MAX);
-            let moved = carry(&mut host.relay, &mut guest, usize::MAX);
-            if !(moved | carry(&mut guest.relay, &mut host, usize::MAX)) {
-                break;
-            }
-        }
+        let mut host = Side::host(b"request".to_vec(), usize::MAX);
+        let mut guest = Side::guest(vec![2; 3_000_000], usize::MAX);
+        host.relay.refuse(&mut host.wire);
+        carry(&mut host, &mut guest, usize::MAX);
+        assert_eq!(guest.relay.room(), 0);
+        assert!(guest.relay.take_unwanted() && !guest.relay.take_unwanted());
+        settle(&mut host, &mut guest, usize::MAX, usize::MAX);
         assert_eq!(guest.heard, b"request");
-        assert!(guest.shut && host.shut);
-        assert_eq!((host.relay.phase(), guest.relay.phase()), (Phase::Done, Phase::Done));
+        assert!(host.relay.is_over() && guest.relay.is_over());
     }
 
     #[test]
     fn a_cut_is_an_error_and_a_close_after_both_ends_is_not() {
-        let mut guest = Relay::guest(&open(), FrameBuffer::new());
-        assert!(matches!(guest.arrived(Some(0), |_| 0), Err(ForwardError::Cut { state: "open" })));
-        let mut host = Side::new(Relay::host(FrameBuffer::new()), Vec::new(), usize::MAX);
-        let mut guest = Side::new(Relay::guest(&open(), FrameBuffer::new()), Vec::new(), usize::MAX);
-        host.turn(1);
-        guest.turn(1);
-        carry(&mut host.relay, &mut guest, usize::MAX);
-        carry(&mut guest.relay, &mut host, usize::MAX);
-        assert!(guest.relay.take_shut() && host.relay.take_shut());
-        assert_eq!(guest.relay.phase(), Phase::Open, "the host has not said that it has everything");
-        guest.relay.arrived(Some(0), |_| 0).unwrap();
-        assert_eq!(guest.relay.phase(), Phase::Done);
+        assert!(matches!(
+            Side::guest(Vec::new(), 0).relay.closed(),
+            Err(ForwardError::Cut { state: "open" })
+        ));
+        let (mut host, mut guest) = (Side::host(Vec::new(), 1), Side::guest(Vec::new(), 1));
+        settle(&mut host, &mut guest, 1, usize::MAX);
+        guest.relay.closed().unwrap();
     }
 }
