@@ -84,7 +84,8 @@ pub(super) async fn serve(daemon: &Daemon, stream: Stream, peer: Peer, pending: 
         let message = format!("Nothing complete arrived within {} ms", deadline.as_millis());
         Err(WireError::new(ErrorKind::TIMED_OUT, message).into())
     });
-    drop(pending);
+    // One that is refused keeps its place until it is gone: nobody gets more than the limit by being refused.
+    let _pending = purpose.is_err().then_some(pending);
     let Greeting { buffer, mut due, who, .. } = greeting;
     let refusal = match purpose {
         Err(End::Gone) => return,

@@ -43,7 +43,8 @@ impl Info {
                 (true, false) => "up",
             };
             let addresses = interface.addresses.join(" ");
-            writeln!(out, "Network    {} ({state}) {} {addresses}", text(&interface.name), interface.mac)?;
+            let line = format!("Network    {} ({state}) {} {addresses}", text(&interface.name), interface.mac);
+            writeln!(out, "{}", line.trim_end())?;
         }
         for disk in &info.disks {
             let (point, source) = (text(&disk.mount_point), text(&disk.source));
@@ -55,7 +56,8 @@ impl Info {
             )?;
         }
         for user in &info.users {
-            writeln!(out, "User       {} ({}) {}", text(&user.name), user.uid, text(&user.place))?;
+            let line = format!("User       {} ({}) {}", text(&user.name), user.uid, text(&user.place));
+            writeln!(out, "{}", line.trim_end())?;
         }
         writeln!(out, "Tools      {}", info.release)?;
         Ok(0)

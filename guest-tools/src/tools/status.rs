@@ -28,6 +28,8 @@ pub(super) struct Found {
     pub(super) running: bool,
     /// Why there is no vsock device to listen on; none where there is one.
     pub(super) no_device: Option<String>,
+    /// The guest's address on the host's vsock, which some hosts go by.
+    pub(super) cid: Option<u32>,
     /// What it said of itself last, since boot.
     pub(super) daemon: Option<status::Status>,
 }
@@ -40,7 +42,9 @@ impl Found {
             status::Status::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
         let listening = daemon.as_ref().filter(|daemon| daemon.state == State::Listening);
         let running = listening.is_some_and(|daemon| is_daemon(daemon.pid));
-        Ok(Self { running, no_device: device::find().err().map(|why| why.to_string()), daemon })
+        let no_device = device::find().err().map(|why| why.to_string());
+        let cid = if no_device.is_none() { vsock::get_local_cid().ok() } else { None };
+        Ok(Self { running, no_device, cid, daemon })
     }
 
     /// Why it does not run: the nearest cause that can be seen from here.
@@ -76,7 +80,8 @@ fn print(found: &Found, out: &mut impl Write) -> anyhow::Result<()> {
         return Ok(());
     };
     writeln!(out, "Running     release {}, process {}, on {}", daemon.release, daemon.pid, daemon.detail)?;
-    writeln!(out, "This guest  {}", daemon.fingerprint)?;
+    let cid = found.cid.map_or_else(String::new, |cid| format!(" (vsock cid {cid})"));
+    writeln!(out, "This guest  {}{cid}", daemon.fingerprint)?;
     match (daemon.trusted.is_empty(), daemon.takes_first) {
         (false, _) => {}
         (true, true) => writeln!(out, "Trusted     nobody yet: the first host to come")?,
@@ -84,7 +89,8 @@ fn print(found: &Found, out: &mut impl Write) -> anyhow::Result<()> {
     }
     for host in &daemon.trusted {
         let comment = printable(host.comment.as_bytes());
-        writeln!(out, "Trusted     {} ({}) {comment}", host.fingerprint, host.source)?;
+        let line = format!("Trusted     {} ({}) {comment}", host.fingerprint, host.source);
+        writeln!(out, "{}", line.trim_end())?;
     }
     for problem in &daemon.trust_problems {
         writeln!(out, "Problem     {}", printable(problem.as_bytes()))?;
@@ -110,7 +116,7 @@ mod tests {
 
     fn found(state: Option<State>) -> Found {
         let daemon = state.map(|state| status::Status { state, ..status::Status::default() });
-        Found { running: false, no_device: None, daemon }
+        Found { running: false, no_device: None, cid: None, daemon }
     }
 
     #[test]
