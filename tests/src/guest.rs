@@ -17,6 +17,7 @@ use crate::machine::{Device, Directory, Machine, disk_words, machine_words, make
 use crate::process::read_lossy;
 use crate::{Deadline, Lab, Output, Process, Shell, spawn};
 
+const PLUG: Duration = Duration::from_secs(60);
 const POWER_OFF: Duration = Duration::from_secs(90);
 const COMMAND: Duration = Duration::from_secs(60);
 const START: Duration = Duration::from_secs(30);
@@ -338,9 +339,19 @@ impl Guest {
                 Device::Drop => "until mountpoint -q /lab; do sleep 0.05; done;",
             });
         }
-        self.check(&format!("{waits} udevadm settle"))
-            .context("A device that was plugged in did not come up")?;
-        Ok(())
+        let deadline = Deadline::after(PLUG);
+        let script = format!("{waits} udevadm settle");
+        if self.sh_within(&script, PLUG)?.status == 0 {
+            return Ok(());
+        }
+        let facts = self.sh(
+            "ls /sys/bus/virtio/drivers/*/; lsmod; ip -br address; systemctl list-jobs; journalctl -b -n 40",
+        )?;
+        bail!(
+            "A device that was plugged in did not come up within {} s: {waits}\n{}",
+            deadline.elapsed().as_secs(),
+            facts.stdout
+        );
     }
 
     fn wait_boot(&self, last: Option<&str>, deadline: &Deadline) -> Result<()> {

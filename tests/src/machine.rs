@@ -91,7 +91,7 @@ pub(crate) fn machine_words(lab: &Lab, cpus: u32, memory_mib: u32) -> Vec<String
     add("-object", format!("memory-backend-memfd,id=mem,size={memory_mib}M,share=on"));
     add("-kernel", lab.file("vmlinuz").display().to_string());
     add("-initrd", lab.file("initramfs").display().to_string());
-    add("-append", "root=/dev/vda rw console=ttyAMA0".into());
+    add("-append", "root=/dev/vda rw console=ttyAMA0 net.ifnames=0".into());
     words
 }
 
