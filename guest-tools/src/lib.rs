@@ -1,10 +1,14 @@
 //! Hospes in the guest: the root daemon, the per-user worker and the in-guest command.
 
 mod async_fd;
+mod exec;
+mod process;
+mod sys;
 
 pub mod atomic_file;
 pub mod audit;
 pub mod config;
+pub mod connection;
 pub mod daemon;
 pub mod handoff;
 pub mod hex;
@@ -12,6 +16,7 @@ pub mod identity;
 pub mod info;
 pub mod logging;
 pub mod paths;
+pub mod session;
 pub mod tools;
 pub mod trust;
 pub mod verb;

@@ -1,0 +1,132 @@
+//! A descriptor that never blocks, registered with the runtime.
+//!
+//! Reads and writes go straight to the kernel while it is known to be ready, and a short count is taken for what it is
+//! on streams: nothing more for now. That saves the second call that would only say so.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{self, MsgFlags};
+use nix::unistd;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::async_fd::register;
+
+/// A registered descriptor. Dropping it closes it.
+#[derive(Debug)]
+pub(crate) struct Descriptor(AsyncFd<OwnedFd>);
+
+/// What a call that may not block has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moved {
+    /// So many bytes.
+    Bytes(usize),
+    /// Nothing for now.
+    NotReady,
+}
+
+impl Descriptor {
+    /// Registers our end of a pipe or a terminal, and makes it non-blocking.
+    pub(crate) fn stream(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(Self(register(fd, interest)?))
+    }
+
+    /// Registers a socket. Its own flags stay as they are: every call on it says that it must not block.
+    pub(crate) fn socket(fd: OwnedFd) -> io::Result<Self> {
+        Ok(Self(register(fd, Interest::READABLE | Interest::WRITABLE)?))
+    }
+
+    /// Gives the descriptor back, no longer registered.
+    pub(crate) fn into_inner(self) -> OwnedFd {
+        self.0.into_inner()
+    }
+
+    /// Waits until there is something to read, or the end.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await?.retain_ready();
+        Ok(())
+    }
+
+    /// Waits until something may be written.
+    pub(crate) async fn writable(&self) -> io::Result<()> {
+        self.0.writable().await?.retain_ready();
+        Ok(())
+    }
+
+    /// Reads from a pipe or a terminal. `Bytes(0)` is its end.
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<Moved> {
+        let len = buffer.len();
+        self.attempt(Interest::READABLE, len, |fd| unistd::read(fd, buffer))
+    }
+
+    /// As [`read`](Self::read), and asks the kernel even where it has said nothing yet.
+    pub(crate) fn read_anyway(&self, buffer: &mut [u8]) -> io::Result<Moved> {
+        loop {
+            match unistd::read(self, buffer) {
+                Ok(n) => return Ok(Moved::Bytes(n)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(Moved::NotReady),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Writes to a pipe or a terminal.
+    pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<Moved> {
+        self.attempt(Interest::WRITABLE, bytes.len(), |fd| unistd::write(fd, bytes))
+    }
+
+    /// Reads from a socket. `Bytes(0)` is its end.
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Moved> {
+        let len = buffer.len();
+        self.attempt(Interest::READABLE, len, |fd| {
+            socket::recv(fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)
+        })
+    }
+
+    /// Writes to a socket.
+    pub(crate) fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<Moved> {
+        let len = parts.iter().map(|part| part.len()).sum();
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        self.attempt(Interest::WRITABLE, len, |fd| {
+            socket::sendmsg::<()>(fd.as_raw_fd(), parts, &[], flags, None)
+        })
+    }
+
+    fn attempt(
+        &self,
+        interest: Interest,
+        len: usize,
+        mut call: impl FnMut(BorrowedFd<'_>) -> nix::Result<usize>,
+    ) -> io::Result<Moved> {
+        let mut short = None;
+        let done = self.0.try_io(interest, |fd| {
+            loop {
+                match call(fd.as_fd()) {
+                    Err(Errno::EINTR) => {}
+                    Ok(n) if n > 0 && n < len => {
+                        // The stream is drained, or full: the next readiness will be news.
+                        short = Some(n);
+                        return Err(io::ErrorKind::WouldBlock.into());
+                    }
+                    done => return Ok(done?),
+                }
+            }
+        });
+        match (short, done) {
+            (Some(n), _) | (None, Ok(n)) => Ok(Moved::Bytes(n)),
+            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(Moved::NotReady),
+            (None, Err(error)) => Err(error),
+        }
+    }
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
+}

@@ -1,0 +1,68 @@
+//! The worker's own signals: it has no handlers, so that nothing runs between a child's birth and its program.
+#![expect(unsafe_code, reason = "prctl and close_range have no safe wrapper here")]
+
+use std::io;
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::async_fd::register;
+
+/// What the kernel told us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// Children have ended, ours or adopted.
+    Children,
+    /// End.
+    Terminate,
+}
+
+/// The signals we are told of, by a descriptor.
+#[derive(Debug)]
+pub(crate) struct Signals(AsyncFd<SignalFd>);
+
+impl Signals {
+    /// Blocks the signals that we read, and `SIGPIPE`, which a write's error already says. Blocked rather than
+    /// ignored: a program that we start resets its mask at once, and would inherit what is ignored.
+    pub(crate) fn new() -> io::Result<Self> {
+        let read = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+        let mut blocked = read;
+        blocked.add(Signal::SIGPIPE);
+        blocked.thread_block()?;
+        // The standard library ignores SIGPIPE before main; a child would inherit that.
+        // SAFETY: no handler is installed, only the default restored.
+        unsafe { nix::sys::signal::signal(Signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl)? };
+        let fd = SignalFd::with_flags(&read, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        Ok(Self(register(fd, Interest::READABLE)?))
+    }
+
+    /// Waits for the next.
+    pub(crate) async fn next(&self) -> io::Result<Told> {
+        loop {
+            let mut guard = self.0.readable().await?;
+            match self.0.get_ref().read_signal() {
+                Ok(Some(signal)) if signal.ssi_signo == Signal::SIGCHLD as u32 => return Ok(Told::Children),
+                Ok(Some(_)) => return Ok(Told::Terminate),
+                Ok(None) | Err(Errno::EAGAIN) => guard.clear_ready(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Descendants whose parents end become our children, so that none escapes to init.
+pub(crate) fn adopt_orphans() -> io::Result<()> {
+    // SAFETY: prctl with this option reads one integer.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) })?;
+    Ok(())
+}
+
+/// Marks what we inherited close-on-exec, so that no command gets it. Kernels before 5.11 do not know how; there the
+/// service manager's own care has to do.
+pub(crate) fn keep_descriptors_to_ourselves() {
+    // SAFETY: close_range with this flag sets a flag on descriptors and closes none.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}

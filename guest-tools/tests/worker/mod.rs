@@ -1,0 +1,348 @@
+//! A worker process of the test's own, and a host for each of its connections.
+#![expect(unreachable_pub, dead_code, reason = "each test program uses what it needs of this module")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use guest_tools::handoff::{self, Handoff};
+use hospes_protocol::codec;
+use hospes_protocol::error::WireError;
+use hospes_protocol::exec::{
+    Attach, Exec, ExecError, ExecId, Exited, Host, HostStep, STDERR, STDOUT, Started,
+};
+use hospes_protocol::frame::{self, Frame, FrameBuffer, FrameId};
+use hospes_protocol::keys::PublicKey;
+use hospes_protocol::version::Capabilities;
+
+/// Nothing here waits longer.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A worker process, killed with the value.
+pub struct Worker {
+    pub process: Child,
+    pub socket: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Worker {
+    pub fn start() -> Self {
+        Self::start_with(|_| {})
+    }
+
+    pub fn start_with(prepare: impl FnOnce(&mut Command)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("worker.sock");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hospes-session"));
+        command.arg("--listen").arg(&socket).stdin(Stdio::null());
+        prepare(&mut command);
+        let process = command.spawn().unwrap();
+        let worker = Self { process, socket, _directory: directory };
+        eventually("the worker listens", || UnixStream::connect(&worker.socket).is_ok());
+        worker
+    }
+
+    /// Hands a connection with this request to the worker; our end of it.
+    pub fn hand_over(&self, id: FrameId, request: Vec<u8>, rest: Vec<u8>) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let handoff = Handoff {
+            request_id: id.0,
+            request,
+            rest,
+            preamble: Vec::new(),
+            host: PublicKey([1; 32]),
+            capabilities: Capabilities::EXEC,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(handoff::send(&self.socket, theirs.as_fd(), &handoff)).unwrap();
+        ours.set_read_timeout(Some(DEADLINE)).unwrap();
+        ours.set_write_timeout(Some(DEADLINE)).unwrap();
+        ours
+    }
+
+    /// One request and one answer.
+    pub fn ask<A: serde::de::DeserializeOwned>(
+        &self,
+        id: FrameId,
+        request: &impl serde::Serialize,
+        answer: FrameId,
+    ) -> Result<A, WireError> {
+        let mut stream = self.hand_over(id, encoded(request), Vec::new());
+        let mut frames = FrameBuffer::new();
+        loop {
+            if let Some(frame) = frames.take().unwrap() {
+                let got = match frame.id {
+                    FrameId::FAILED => Err(frame.decode().unwrap()),
+                    id if id == answer => Ok(frame.decode().unwrap()),
+                    other => panic!("{other} came for {answer}"),
+                };
+                let mut bye = Vec::new();
+                frame::put_raw(FrameId::BYE, 0, &[], &mut bye);
+                stream.write_all(&bye).unwrap();
+                return got;
+            }
+            let n = stream.read(frames.space()).unwrap();
+            assert!(n > 0, "closed before the answer");
+            frames.filled(n);
+        }
+    }
+
+    pub fn exec(&self, request: &Exec) -> Run {
+        Run::new(self.hand_over(FrameId::EXEC, encoded(request), Vec::new()))
+    }
+
+    pub fn attach(&self, id: ExecId) -> Run {
+        Run::new(self.hand_over(
+            FrameId::EXEC_ATTACH,
+            encoded(&Attach { user: String::new(), id }),
+            Vec::new(),
+        ))
+    }
+
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.process.id()).unwrap()
+    }
+
+    /// How many descriptors the worker has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// The worker's resident memory, KiB.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// How many children it has, ended ones that nobody waited for too.
+    pub fn children(&self) -> usize {
+        let path = format!("/proc/{0}/task/{0}/children", self.pid());
+        std::fs::read_to_string(path).unwrap().split_whitespace().count()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+pub fn encoded(message: &impl serde::Serialize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    codec::encode_into(message, &mut bytes);
+    bytes
+}
+
+/// A request for these words.
+pub fn words(argv: &[&str]) -> Exec {
+    Exec { argv: argv.iter().map(|word| word.as_bytes().to_vec()).collect(), ..Exec::default() }
+}
+
+/// A request for a script of the guest's shell.
+pub fn shell(script: &str) -> Exec {
+    words(&["sh", "-c", script])
+}
+
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// How an exec ended, as its host sees it.
+#[derive(Debug)]
+pub enum End {
+    Exited(Exited),
+    Failed(WireError),
+    Cut(ExecError),
+}
+
+impl End {
+    pub fn exited(self) -> Exited {
+        match self {
+            Self::Exited(exited) => exited,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn code(self) -> u8 {
+        self.exited().status.shell_code()
+    }
+
+    pub fn failed(self) -> WireError {
+        match self {
+            Self::Failed(error) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The host's side of one command.
+pub struct Run {
+    pub stream: UnixStream,
+    pub host: Host,
+    frames: FrameBuffer,
+    pub started: Option<Started>,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub stdin_unwanted: bool,
+    pub end: Option<End>,
+    /// Whether output is granted on: a host that does not read leaves it.
+    pub granting: bool,
+}
+
+impl Run {
+    pub fn new(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            host: Host::new(),
+            frames: FrameBuffer::new(),
+            started: None,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            stdin_unwanted: false,
+            end: None,
+            granting: true,
+        }
+    }
+
+    /// Reads once and obeys.
+    pub fn step(&mut self) {
+        let n = match self.stream.read(self.frames.space()) {
+            Ok(n) => n,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => 0,
+            Err(error) => panic!("{error} with {} bytes of output", self.stdout.len()),
+        };
+        if n == 0 {
+            if let Err(cut) = self.host.closed() {
+                self.end = Some(End::Cut(cut));
+            }
+            assert!(self.end.is_some());
+            return;
+        }
+        self.frames.filled(n);
+        let mut out = Vec::new();
+        while let Some(frame) = self.frames.take().unwrap() {
+            match self.host.receive(frame).unwrap() {
+                HostStep::Nothing | HostStep::StdinRoom => {}
+                HostStep::Started(started) => self.started = Some(started),
+                HostStep::Output(channel, bytes) => {
+                    if channel == STDOUT { &mut self.stdout } else { &mut self.stderr }
+                        .extend_from_slice(bytes);
+                    if self.granting {
+                        self.host.written(channel, bytes.len(), &mut out);
+                    }
+                }
+                HostStep::StdinUnwanted => self.stdin_unwanted = true,
+                HostStep::Exited(exited) => self.end = Some(End::Exited(exited)),
+                HostStep::Failed(error) => self.end = Some(End::Failed(error)),
+            }
+        }
+        if self.end.is_some() {
+            frame::put_raw(FrameId::BYE, 0, &[], &mut out);
+        }
+        self.send(&out);
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        // A worker that was killed takes no more; reading says so.
+        let _ = self.stream.write_all(bytes);
+    }
+
+    pub fn until(&mut self, mut is_so: impl FnMut(&Self) -> bool) {
+        while !is_so(self) {
+            assert!(
+                self.end.is_none(),
+                "it ended: {:?}, with {:?}",
+                self.end,
+                String::from_utf8_lossy(&self.stdout)
+            );
+            self.step();
+        }
+    }
+
+    pub fn until_started(&mut self) -> Started {
+        self.until(|run| run.started.is_some());
+        self.started.clone().unwrap()
+    }
+
+    /// To the end: how it ended, with all output in `stdout` and `stderr`.
+    pub fn finish(&mut self) -> End {
+        while self.end.is_none() {
+            self.step();
+        }
+        self.end.take().unwrap()
+    }
+
+    /// The command's input, as far as there is credit; reading in between.
+    pub fn write_stdin(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && self.end.is_none() && !self.stdin_unwanted {
+            let n = self.host.stdin_room().min(bytes.len());
+            if n == 0 {
+                self.step();
+                continue;
+            }
+            let header = self.host.stdin(n);
+            self.send(&header.to_bytes());
+            self.send(&bytes[..n]);
+            bytes = &bytes[n..];
+        }
+    }
+
+    pub fn end_stdin(&mut self) {
+        let mut out = Vec::new();
+        self.host.stdin_end(&mut out);
+        self.send(&out);
+    }
+
+    pub fn with_out(&mut self, act: impl FnOnce(&mut Host, &mut Vec<u8>)) {
+        let mut out = Vec::new();
+        act(&mut self.host, &mut out);
+        self.send(&out);
+    }
+
+    pub fn say(&mut self, id: FrameId) {
+        let mut out = Vec::new();
+        frame::put_raw(id, 0, &[], &mut out);
+        self.send(&out);
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Says that the host takes no more of stdout.
+    pub fn close_stdout(&mut self) {
+        self.with_out(|host, out| host.output_closed(STDOUT, out));
+    }
+
+    pub fn close_stderr(&mut self) {
+        self.with_out(|host, out| host.output_closed(STDERR, out));
+    }
+}
+
+/// The frames in these bytes, for tests that look at what was sent and not at what it means.
+pub fn frames(bytes: &[u8], mut with: impl FnMut(Frame<'_>)) {
+    let mut buffer = FrameBuffer::new();
+    for chunk in bytes.chunks(1024) {
+        let mut chunk = chunk;
+        while !chunk.is_empty() {
+            let space = buffer.space();
+            let n = space.len().min(chunk.len());
+            space[..n].copy_from_slice(&chunk[..n]);
+            buffer.filled(n);
+            chunk = &chunk[n..];
+        }
+        while let Some(frame) = buffer.take().unwrap() {
+            with(frame);
+        }
+    }
+}
