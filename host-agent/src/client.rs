@@ -15,7 +15,7 @@ use hospes_protocol::limits::HANDSHAKE_MS;
 use hospes_protocol::ticket::Opened;
 use hospes_protocol::version::Capabilities;
 
-use crate::agent::ask::{Ask, IssuedTicket};
+use crate::agent::ask::{Ask, IssuedTicket, Question};
 use crate::connection::{Connection, ConnectionError, ExpectError};
 use crate::endpoint::{DialError, Stream};
 use crate::identity::{self, IdentityError};
@@ -153,6 +153,18 @@ impl Client {
         self
     }
 
+    /// How long a connection may take.
+    #[must_use]
+    pub const fn patience(&self) -> Duration {
+        self.timeout
+    }
+
+    /// The guest user of a request: the one that is named, or the VM's, or the guest's own choice.
+    #[must_use]
+    pub fn user(&self, named: Option<String>) -> String {
+        named.or_else(|| self.vm.spec.user.clone()).unwrap_or_default()
+    }
+
     /// The VM.
     #[must_use]
     pub const fn vm(&self) -> &Vm {
@@ -180,7 +192,9 @@ impl Client {
         if let Some(ticket) = ask.and_then(Ask::answer) {
             match self.present(stream, &ticket, operation, deadline) {
                 // The guest's daemon restarted and the agent has not noticed yet. Nothing was done.
-                Err(ClientError::Refused(error)) if error.kind == ErrorKind::STALE_TICKET => (),
+                Err(ClientError::Refused(error)) if error.kind == ErrorKind::STALE_TICKET => {
+                    Ask::tell(&Question::Retry { vm: self.vm.name.clone() });
+                }
                 result => return result.map(|connection| (connection, None)),
             }
             let stream = self.vm.spec.endpoint.dial(self.timeout)?;

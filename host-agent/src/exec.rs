@@ -19,6 +19,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::connection::{Connection, ConnectionError, Got};
+use crate::signal::linux_number;
 use crate::stdio::Sink;
 use crate::sys::signals::is_ignored;
 use crate::terminal::{RawMode, own_size};
@@ -327,7 +328,7 @@ impl Run<'_> {
             // Our terminal is gone, and with it the reason for the command's.
             SIGHUP if self.terminal => self.left = Some(signal),
             _ => {
-                if let Ok(number) = u8::try_from(signal) {
+                if let Some(number) = linux_number(signal) {
                     self.host.signal(number, out);
                 }
                 if matches!(signal, SIGINT | SIGTERM | SIGQUIT | SIGHUP) {

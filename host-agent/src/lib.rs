@@ -17,6 +17,7 @@
 //! * [`endpoint`]: how a VM's vsock is reached from here.
 //! * [`identity`], [`pins`]: who we are, and who each guest is.
 //! * [`client`]: opens one connection for one operation; [`connection`] carries its frames.
+//! * [`control`]: questions to a guest, such as what it is.
 //! * [`exec`]: drives a command with our own terminal or pipes.
 //! * [`agent`]: the long-running part, and how commands ask it.
 //! * [`cli`]: the `hospes` command, one file for each verb.
@@ -26,6 +27,7 @@ pub mod cli;
 pub mod client;
 pub mod command_error;
 pub mod connection;
+pub mod control;
 pub mod dirs;
 pub mod endpoint;
 pub mod exec;
@@ -33,6 +35,7 @@ pub mod identity;
 pub mod pins;
 pub mod printable;
 pub mod registry;
+pub mod signal;
 pub mod stdio;
 pub mod sys;
 pub mod terminal;

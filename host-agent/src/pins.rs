@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hospes_protocol::keys::PublicKey;
 use serde::{Deserialize, Serialize};
@@ -119,6 +119,12 @@ impl Pins {
     /// [`PinError::Dirs`].
     pub fn open() -> Result<Self, PinError> {
         Ok(Self { dir: dirs::data()?.join("pins") })
+    }
+
+    /// The directory that holds the files, which may not exist yet.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// A VM's pin, where there is one.

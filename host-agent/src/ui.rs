@@ -43,12 +43,19 @@ pub fn tell(error: &CommandError, json: bool) {
 /// # Errors
 /// The operating system's, but for `BrokenPipe`.
 pub fn line(text: impl Display) -> Result<(), CommandError> {
+    line_read(text).map(drop)
+}
+
+/// As [`line`]; false where nobody reads any more.
+///
+/// # Errors
+/// As [`line`].
+pub fn line_read(text: impl Display) -> Result<bool, CommandError> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(CommandError::io("Cannot write the output", &error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(CommandError::io("Cannot write the output", &error)),
     }
 }
 

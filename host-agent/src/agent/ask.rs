@@ -54,11 +54,13 @@ pub enum Question {
         /// Go on with each new line until the connection closes.
         follow: bool,
     },
-    /// Try to connect now whatever the back-off says.
+    /// Try to connect now whatever the back-off says; a VM that is connected is asked whether it is still there.
     Retry {
         /// The VM.
         vm: VmName,
     },
+    /// Read the VMs' files now: for systems where nothing tells of a file's change.
+    Reload,
 }
 
 /// An answer.
@@ -71,7 +73,7 @@ pub enum Answer {
     List(Listing),
     /// To [`Question::Info`].
     Info(Box<Info>),
-    /// To [`Question::Events`] and [`Question::Retry`].
+    /// To [`Question::Events`], before the events, and to what needs no more of an answer.
     Done,
     /// To [`Question::Log`], and each line after.
     Log(Vec<LogLine>),
@@ -201,6 +203,11 @@ pub enum What {
     Info {
         /// As it is now.
         info: Box<Info>,
+    },
+    /// The reader of events was too slow, and so many are lost to it.
+    Missed {
+        /// How many.
+        count: u64,
     },
     /// The guest is about to stop.
     Stopping {
@@ -333,6 +340,11 @@ impl Ask {
                 return Err(io::ErrorKind::InvalidData.into());
             }
         }
+    }
+
+    /// Tells the agent something, where there is one.
+    pub fn tell(question: &Question) {
+        let _ = Self::once(question, PATIENCE);
     }
 
     /// Asks one question and waits for its one answer.

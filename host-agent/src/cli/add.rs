@@ -4,6 +4,7 @@ use std::path::absolute;
 
 use clap::Parser;
 
+use crate::agent::ask::{Ask, Question};
 use crate::cli::{Verb, VmPlace};
 use crate::command_error::CommandError;
 use crate::endpoint::{Endpoint, EndpointError};
@@ -49,6 +50,7 @@ impl Verb for Add {
             // Another endpoint is another guest until it shows the contrary.
             Pins::open()?.forget(&name)?;
         }
+        Ask::tell(&Question::Reload);
         Ok(0)
     }
 }

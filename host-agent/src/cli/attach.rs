@@ -22,6 +22,7 @@ use crate::vm::VmName;
 #[derive(Debug, Parser)]
 pub struct Attach {
     /// The VM
+    #[arg(add = crate::cli::complete::vms())]
     vm: VmName,
     /// The command's number, as hospes exec --detach and hospes ps show it
     id: u64,
@@ -41,7 +42,7 @@ impl Verb for Attach {
 
     fn run(self) -> Result<u8, CommandError> {
         let client = self.reach.client(&self.vm)?;
-        let user = self.user.or_else(|| client.vm().spec.user.clone()).unwrap_or_default();
+        let user = client.user(self.user);
         let mut operation = Vec::new();
         frame::put(FrameId::EXEC_ATTACH, &wire::Attach { user, id: ExecId(self.id) }, &mut operation);
         let connection = client.open(&operation)?;

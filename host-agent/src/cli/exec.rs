@@ -19,6 +19,7 @@ use crate::client::Client;
 use crate::command_error::{CommandError, TIMED_OUT};
 use crate::exec::{Outcome, Stdio, run};
 use crate::pins::Verdict;
+use crate::signal::linux_number;
 use crate::stdio::{Kind, kind, same};
 use crate::terminal::own_size;
 use crate::ui;
@@ -41,6 +42,7 @@ use crate::vm::VmName;
 #[command(verbatim_doc_comment)]
 pub struct Exec {
     /// The VM
+    #[arg(add = crate::cli::complete::vms())]
     vm: VmName,
     /// The command and its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
@@ -131,7 +133,7 @@ impl How {
             };
         let exec = wire::Exec {
             env: self.environment()?,
-            user: self.user.or_else(|| client.vm().spec.user.clone()).unwrap_or_default(),
+            user: client.user(self.user),
             argv: argv.into_iter().map(OsString::into_vec).collect(),
             cwd: self.workdir.map(OsString::into_vec),
             login: self.login,
@@ -234,7 +236,7 @@ pub fn finish(outcome: Outcome, client: &Client) -> Result<u8, CommandError> {
             ui::note(format_args!("hospes attach {} {} comes back to it", client.vm().name, started.id.0));
             Ok(0)
         }
-        Outcome::Left(signal) => Ok(128u8.saturating_add(u8::try_from(signal).unwrap_or(0))),
+        Outcome::Left(signal) => Ok(128 + linux_number(signal).unwrap_or(0)),
     }
 }
 

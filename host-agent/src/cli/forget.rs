@@ -2,6 +2,7 @@
 
 use clap::Parser;
 
+use crate::agent::ask::{Ask, Question};
 use crate::cli::{Verb, VmPlace};
 use crate::command_error::CommandError;
 use crate::pins::Pins;
@@ -15,6 +16,7 @@ use crate::vm::VmName;
 #[derive(Debug, Parser)]
 pub struct Forget {
     /// The VM
+    #[arg(add = crate::cli::complete::vms())]
     vm: VmName,
 }
 
@@ -29,6 +31,7 @@ impl Verb for Forget {
             Registry::open()?.load(&self.vm)?;
             ui::note(format_args!("{} had no key yet", self.vm));
         }
+        Ask::tell(&Question::Reload);
         Ok(0)
     }
 }

@@ -2,24 +2,41 @@
 //!
 //! A verb is a clap `Parser` whose doc comment is its help, and an implementation of [`Verb`]; [`VERBS`] lists it.
 //! Only the verb that is called is built, so that a command in a loop does not pay for the others.
+#![expect(
+    clippy::doc_markdown,
+    reason = "a verb's doc comments are its help, shown on a terminal as they are"
+)]
 
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Command, Parser};
+use clap_complete::CompleteEnv;
 
 use crate::command_error::{CommandError, OURS};
 use crate::ui;
 
 pub mod add;
+pub mod agent;
 pub mod attach;
+pub mod complete;
+pub mod completions;
+pub mod doctor;
+pub mod events;
 pub mod exec;
 pub mod forget;
+pub mod info;
 pub mod ip;
+pub mod key;
+pub mod kill;
 pub mod list;
+pub mod logs;
+pub mod man;
+pub mod ps;
 pub mod remove;
 pub mod shell;
 pub mod target;
+pub mod wait;
 
 /// A verb of the command.
 pub trait Verb: Parser {
@@ -63,11 +80,23 @@ const fn entry<V: Verb>() -> Entry {
 pub const VERBS: &[Entry] = &[
     entry::<add::Add>(),
     entry::<remove::Remove>(),
-    entry::<forget::Forget>(),
     entry::<list::List>(),
+    entry::<info::Info>(),
+    entry::<ip::Ip>(),
+    entry::<wait::Wait>(),
     entry::<exec::Exec>(),
     entry::<shell::Shell>(),
     entry::<attach::Attach>(),
+    entry::<ps::Ps>(),
+    entry::<kill::Kill>(),
+    entry::<events::Events>(),
+    entry::<logs::Logs>(),
+    entry::<forget::Forget>(),
+    entry::<key::Key>(),
+    entry::<doctor::Doctor>(),
+    entry::<agent::Agent>(),
+    entry::<completions::Completions>(),
+    entry::<man::Man>(),
 ];
 
 /// The whole command's help, above the verbs.
@@ -93,6 +122,10 @@ pub fn whole() -> Command {
 /// Runs the command line `argv` to its exit code.
 #[must_use]
 pub fn main(argv: Vec<OsString>) -> ExitCode {
+    if std::env::var_os("COMPLETE").is_some() {
+        // Does nothing, and goes on, where the variable is somebody else's.
+        CompleteEnv::with_factory(whole).complete();
+    }
     let json = argv.iter().take_while(|word| *word != "--").any(|word| word == "--json");
     match dispatch(argv) {
         Ok(code) => ExitCode::from(code),

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 
+use crate::agent::ask::{Ask, Question};
 use crate::cli::{Verb, VmPlace};
 use crate::command_error::CommandError;
 use crate::pins::Pins;
@@ -14,7 +15,7 @@ use crate::vm::VmName;
 #[derive(Debug, Parser)]
 pub struct Remove {
     /// The VMs' names
-    #[arg(required = true, value_name = "VM")]
+    #[arg(required = true, value_name = "VM", add = crate::cli::complete::vms())]
     names: Vec<VmName>,
 }
 
@@ -28,6 +29,7 @@ impl Verb for Remove {
             registry.remove(name)?;
             pins.forget(name)?;
         }
+        Ask::tell(&Question::Reload);
         Ok(0)
     }
 }

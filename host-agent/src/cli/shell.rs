@@ -18,6 +18,7 @@ use crate::vm::VmName;
 #[derive(Debug, Parser)]
 pub struct Shell {
     /// The VM
+    #[arg(add = crate::cli::complete::vms())]
     vm: VmName,
     /// A command to run in place of a shell
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]

@@ -1,6 +1,8 @@
 //! What differs between operating systems. Each module here has one face on all of them.
 
+pub mod activation;
 pub mod peer;
+pub mod readiness;
 pub mod signals;
 pub mod vsock;
 pub mod watch;

@@ -5,20 +5,22 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 #[cfg(target_os = "linux")]
-pub use linux::{connect, listen};
+pub use linux::{accept, connect, listen};
 #[cfg(not(target_os = "linux"))]
-pub use other::{connect, listen};
+pub use other::{accept, connect, listen};
 
 #[cfg(target_os = "linux")]
 mod linux {
+    #![expect(unsafe_code, reason = "accept4(2) gives a bare descriptor")]
+
     use super::{Instant, OwnedFd, io};
-    use std::os::fd::{AsFd, AsRawFd};
+    use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 
     use nix::errno::Errno;
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use nix::sys::socket::sockopt::SocketError;
     use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr};
-    use nix::sys::socket::{bind, getsockopt, socket};
+    use nix::sys::socket::{accept4, bind, getpeername, getsockopt, socket};
 
     use crate::endpoint::wait_writable;
 
@@ -55,6 +57,18 @@ mod linux {
         nix::sys::socket::listen(&fd, Backlog::new(16)?)?;
         Ok(fd)
     }
+
+    /// A guest that dialled us, non-blocking, and its context id.
+    ///
+    /// # Errors
+    /// `WouldBlock` where there is none, and the operating system's.
+    pub fn accept(listener: &OwnedFd) -> io::Result<(OwnedFd, u32)> {
+        let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+        // SAFETY: accept4 made the descriptor for us this moment; nothing else knows of it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let peer: VsockAddr = getpeername(fd.as_raw_fd())?;
+        Ok((fd, peer.cid()))
+    }
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -74,6 +88,14 @@ mod other {
     /// # Errors
     /// `Unsupported`.
     pub fn listen(_port: u32) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Always `Unsupported` here.
+    ///
+    /// # Errors
+    /// `Unsupported`.
+    pub fn accept(_listener: &OwnedFd) -> io::Result<(OwnedFd, u32)> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }

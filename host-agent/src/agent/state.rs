@@ -1,0 +1,383 @@
+//! What the agent knows: each VM's state, who announced itself, and the events that tell of changes.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Display;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hospes_protocol::info::Info;
+use hospes_protocol::ticket::Issuer;
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use crate::agent::ask::{Announced, Event, IssuedTicket, Listing, LogLine, State, Told, VmStatus, What};
+use crate::agent::{AgentError, announce, session};
+use crate::endpoint::Endpoint;
+use crate::pins::Pins;
+use crate::printable;
+use crate::registry::Registry;
+use crate::sys::watch::Watcher;
+use crate::vm::{Vm, VmName};
+
+/// Events that a subscriber may be behind.
+const EVENTS: usize = 256;
+/// Lines of log that are kept.
+const LOG_LINES: usize = 512;
+/// Announcements that are kept. They prove nothing, so a guest cannot be let fill our memory with them.
+const ANNOUNCED: usize = 64;
+
+/// The agent.
+#[derive(Debug)]
+pub struct Agent {
+    registry: Registry,
+    pins_dir: PathBuf,
+    pub(crate) watcher: Watcher,
+    vms: RefCell<BTreeMap<VmName, Entry>>,
+    announced: RefCell<VecDeque<Announced>>,
+    events: broadcast::Sender<Event>,
+    lines: RefCell<VecDeque<LogLine>>,
+    log: broadcast::Sender<LogLine>,
+}
+
+/// A VM, with its tasks.
+#[derive(Debug)]
+struct Entry {
+    status: VmStatus,
+    vm: Option<Vm>,
+    /// Makes tickets while connected.
+    issuer: Option<Issuer>,
+    /// Wakes the session to try now.
+    wake: Rc<Notify>,
+    /// Asks the session, while connected.
+    asks: Option<mpsc::UnboundedSender<SessionAsk>>,
+    tasks: Vec<AbortHandle>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// What a session is asked while connected.
+#[derive(Debug)]
+pub enum SessionAsk {
+    /// Guest information as it is now.
+    Info(oneshot::Sender<Info>),
+    /// Is the guest still there? A session whose guest does not answer ends.
+    Ping,
+}
+
+impl Agent {
+    /// An agent that knows nothing yet.
+    ///
+    /// # Errors
+    /// What keeps the VMs' files from being found.
+    pub fn new() -> Result<Self, AgentError> {
+        let registry = Registry::open()?;
+        let pins_dir = Pins::open()?.dir().to_owned();
+        let watcher = Watcher::new().map_err(|source| AgentError::Io { act: "watch files", source })?;
+        for dir in [registry.dir(), &pins_dir] {
+            crate::dirs::create(dir)?;
+            // Where nothing tells of changes, commands do.
+            let _ = watcher.watch(dir);
+        }
+        Ok(Self {
+            registry,
+            pins_dir,
+            watcher,
+            vms: RefCell::default(),
+            announced: RefCell::default(),
+            events: broadcast::channel(EVENTS).0,
+            lines: RefCell::default(),
+            log: broadcast::channel(EVENTS).0,
+        })
+    }
+
+    /// Reads the VMs' files: starts, ends and changes sessions to match.
+    pub fn reload(self: &Rc<Self>) {
+        let list = match self.registry.list() {
+            Ok(list) => list,
+            Err(error) => return self.log(None, crate::command_error::chain(&error)),
+        };
+        let names: Vec<VmName> = list
+            .iter()
+            .map(|entry| entry.as_ref().map_or_else(|(name, _)| name.clone(), |vm| vm.name.clone()))
+            .collect();
+        let gone: Vec<VmName> =
+            self.vms.borrow().keys().filter(|name| !names.contains(name)).cloned().collect();
+        for name in gone {
+            self.vms.borrow_mut().remove(&name);
+            self.log(Some(&name), "removed");
+            self.tell(Some(&name), What::Removed);
+        }
+        for entry in list {
+            match entry {
+                Ok(vm) => self.adopt(vm),
+                Err((name, error)) => {
+                    self.hold_broken(&name, Told { message: error.to_string(), hint: error.hint() });
+                }
+            }
+        }
+    }
+
+    fn adopt(self: &Rc<Self>, vm: Vm) {
+        if self.vms.borrow().get(&vm.name).is_some_and(|entry| entry.vm.as_ref() == Some(&vm)) {
+            return;
+        }
+        let (name, endpoint) = (vm.name.clone(), vm.spec.endpoint.clone());
+        self.announced.borrow_mut().retain(|guest| guest.endpoint != endpoint);
+        let wake = Rc::new(Notify::new());
+        let mut tasks = vec![
+            tokio::task::spawn_local(session::run(Rc::clone(self), vm.clone(), Rc::clone(&wake)))
+                .abort_handle(),
+        ];
+        if matches!(endpoint, Endpoint::Unix(_)) {
+            let task = announce::unix(Rc::clone(self), endpoint.clone());
+            tasks.push(tokio::task::spawn_local(task).abort_handle());
+        }
+        let status = VmStatus {
+            name: name.clone(),
+            endpoint: Some(endpoint.clone()),
+            state: State::Connecting,
+            since: Some(now_ms() / 1000),
+            error: None,
+            fingerprint: None,
+            info: None,
+        };
+        let entry = Entry { status, vm: Some(vm), issuer: None, wake, asks: None, tasks };
+        self.vms.borrow_mut().insert(name.clone(), entry);
+        self.log(Some(&name), format_args!("at {endpoint}"));
+        self.tell(Some(&name), What::Added { endpoint });
+    }
+
+    fn hold_broken(&self, name: &VmName, error: Told) {
+        let status = VmStatus {
+            name: name.clone(),
+            endpoint: None,
+            state: State::Refused,
+            since: Some(now_ms() / 1000),
+            error: Some(error.clone()),
+            fingerprint: None,
+            info: None,
+        };
+        let entry =
+            Entry { status, vm: None, issuer: None, wake: Rc::default(), asks: None, tasks: Vec::new() };
+        let before = self.vms.borrow_mut().insert(name.clone(), entry);
+        if before.is_none_or(|before| before.status.error.as_ref() != Some(&error)) {
+            self.log(Some(name), &error.message);
+            self.tell(Some(name), What::Refused { error });
+        }
+    }
+
+    /// A session stands.
+    pub(crate) fn connected(
+        &self,
+        vm: &VmName,
+        issuer: Issuer,
+        fingerprint: String,
+        first_use: bool,
+        asks: mpsc::UnboundedSender<SessionAsk>,
+    ) {
+        self.change(vm, |entry| {
+            entry.issuer = Some(issuer);
+            entry.asks = Some(asks);
+            entry.status.fingerprint = Some(fingerprint.clone());
+            entry.status.error = None;
+            entry.status.set(State::Connected);
+        });
+        self.log(Some(vm), format_args!("connected, key {fingerprint}"));
+        self.tell(Some(vm), What::Connected { fingerprint, first_use });
+    }
+
+    /// A session ended or could not be had.
+    pub(crate) fn disconnected(&self, vm: &VmName, state: State, error: Told) {
+        let mut news = false;
+        self.change(vm, |entry| {
+            entry.issuer = None;
+            entry.asks = None;
+            news = entry.status.state != state || entry.status.error.as_ref() != Some(&error);
+            entry.status.error = Some(error.clone());
+            if entry.status.state != state {
+                entry.status.set(state);
+            }
+        });
+        if news {
+            self.log(Some(vm), format_args!("{}: {}", state.word(), error.message));
+            let refused = state == State::Refused;
+            self.tell(Some(vm), if refused { What::Refused { error } } else { What::Disconnected { error } });
+        }
+    }
+
+    /// The guest said what it is.
+    pub(crate) fn informed(&self, vm: &VmName, info: &Info, is_event: bool) {
+        self.change(vm, |entry| entry.status.info = Some(Box::new(info.clone())));
+        if is_event {
+            self.tell(Some(vm), What::Info { info: Box::new(info.clone()) });
+        }
+    }
+
+    /// The guest said that it is about to stop.
+    pub(crate) fn stopping(&self, vm: &VmName, why: &str) {
+        self.log(Some(vm), format_args!("stopping: {why}"));
+        self.tell(Some(vm), What::Stopping { why: printable::line(why).into_owned() });
+    }
+
+    /// A guest announced itself: a reason to try a VM that we know, and else something to show.
+    pub(crate) fn announced(&self, guest: Announced) {
+        let known: Vec<VmName> = self
+            .vms
+            .borrow()
+            .values()
+            .filter(|entry| entry.status.endpoint.as_ref() == Some(&guest.endpoint))
+            .map(|entry| entry.status.name.clone())
+            .collect();
+        for vm in &known {
+            self.wake(vm);
+        }
+        if !known.is_empty() {
+            return;
+        }
+        let mut list = self.announced.borrow_mut();
+        let before = list.len();
+        list.retain(|other| other.endpoint != guest.endpoint);
+        if list.len() >= ANNOUNCED {
+            list.pop_front();
+        }
+        list.push_back(guest.clone());
+        let is_new = list.len() > before;
+        drop(list);
+        if is_new {
+            self.log(None, format_args!("{} announced itself at {}", guest.hostname, guest.endpoint));
+        }
+        self.tell(None, What::Announced { guest });
+    }
+
+    /// A ticket for a VM at this endpoint, or why there is none. A VM that is not connected is tried now.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn ticket(&self, vm: &VmName, endpoint: &Endpoint) -> Result<IssuedTicket, String> {
+        let mut vms = self.vms.borrow_mut();
+        let entry = vms.get_mut(vm).ok_or("no such VM")?;
+        if entry.status.endpoint.as_ref() != Some(endpoint) {
+            return Err("the VM is at another endpoint".to_owned());
+        }
+        let Some(issuer) = &mut entry.issuer else {
+            entry.wake.notify_one();
+            return Err("not connected".to_owned());
+        };
+        let (ticket, opened) = issuer.issue();
+        Ok(IssuedTicket { ticket, opened })
+    }
+
+    /// Tries a VM now; one that is connected is asked whether it is still there.
+    pub fn wake(&self, vm: &VmName) {
+        if let Some(entry) = self.vms.borrow().get(vm) {
+            match &entry.asks {
+                Some(asks) => drop(asks.send(SessionAsk::Ping)),
+                None => entry.wake.notify_one(),
+            }
+        }
+    }
+
+    /// Asks a VM's session for guest information; none where it is not connected.
+    pub fn ask_info(&self, vm: &VmName) -> Option<oneshot::Receiver<Info>> {
+        let (sender, receiver) = oneshot::channel();
+        let vms = self.vms.borrow();
+        vms.get(vm)?.asks.as_ref()?.send(SessionAsk::Info(sender)).ok()?;
+        Some(receiver)
+    }
+
+    /// What `hospes list` shows.
+    pub fn listing(&self) -> Listing {
+        Listing {
+            vms: self.vms.borrow().values().map(|entry| entry.status.clone()).collect(),
+            announced: self.announced.borrow().iter().cloned().collect(),
+        }
+    }
+
+    /// Every event from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// The log so far, and each line from now on.
+    pub fn log_lines(&self) -> (Vec<LogLine>, broadcast::Receiver<LogLine>) {
+        (self.lines.borrow().iter().cloned().collect(), self.log.subscribe())
+    }
+
+    /// Writes a line to the log and to stderr, which a service manager keeps.
+    pub fn log(&self, vm: Option<&VmName>, text: impl Display) {
+        let text = printable::line(&text.to_string()).into_owned();
+        match vm {
+            Some(vm) => eprintln!("{vm}: {text}"),
+            None => eprintln!("{text}"),
+        }
+        let line = LogLine { at_ms: now_ms(), vm: vm.cloned(), text };
+        let mut lines = self.lines.borrow_mut();
+        if lines.len() >= LOG_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(line.clone());
+        let _ = self.log.send(line);
+    }
+
+    fn tell(&self, vm: Option<&VmName>, what: What) {
+        // Without subscribers nobody hears it.
+        let _ = self.events.send(Event { at_ms: now_ms(), vm: vm.cloned(), what });
+    }
+
+    fn change(&self, vm: &VmName, change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.vms.borrow_mut().get_mut(vm) {
+            change(entry);
+        }
+    }
+}
+
+impl VmStatus {
+    fn set(&mut self, state: State) {
+        self.state = state;
+        self.since = Some(now_ms() / 1000);
+    }
+}
+
+/// Obeys changes of files for as long as the agent runs; returns when it cannot any more.
+pub(crate) async fn watch(agent: Rc<Agent>) -> io::Error {
+    loop {
+        let changes = match agent.watcher.next().await {
+            Ok(changes) => changes,
+            Err(error) => return error,
+        };
+        if changes.iter().any(|(dir, _)| dir == agent.registry.dir()) {
+            agent.reload();
+        }
+        let mut wake = Vec::new();
+        for entry in agent.vms.borrow().values().filter(|entry| entry.issuer.is_none()) {
+            let path = entry.status.endpoint.as_ref().and_then(Endpoint::path);
+            let pin = PathBuf::from(format!("{}.toml", entry.status.name));
+            let concerned = changes.iter().any(|(dir, name)| {
+                let Some(name) = name else { return false };
+                (*dir == agent.pins_dir && *name == *pin) || path.is_some_and(|path| dir.join(name) == path)
+            });
+            if concerned {
+                wake.push(Rc::clone(&entry.wake));
+            }
+        }
+        for session in wake {
+            session.notify_one();
+        }
+    }
+}
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

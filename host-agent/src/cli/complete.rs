@@ -1,0 +1,110 @@
+//! What the shell's completion is given: VM names, and paths in a guest.
+
+use std::ffi::OsStr;
+use std::time::{Duration, Instant};
+
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
+use hospes_protocol::exec::{Exec, Host, HostStep, STDOUT};
+use hospes_protocol::frame::{self, FrameId};
+
+use crate::cli::target::VARIABLE;
+use crate::client::Client;
+use crate::connection::Connection;
+use crate::printable;
+use crate::registry::Registry;
+use crate::vm::VmName;
+
+/// How long somebody who pressed a key waits.
+const PATIENCE: Duration = Duration::from_millis(800);
+
+/// Bytes of a directory's names that are looked at.
+const NAMES_LEN: usize = 256 * 1024;
+
+/// Completes VM names.
+#[must_use]
+pub fn vms() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| names(current, ""))
+}
+
+/// Completes paths in the guest of `HOSPES_VM`, or of `VM:` in front of the path.
+#[must_use]
+pub fn guest_paths() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| {
+        let Some(text) = current.to_str() else { return Vec::new() };
+        match text.split_once(':') {
+            Some((vm, path)) => paths(vm, path, &format!("{vm}:")),
+            None => {
+                let mut found = names(current, ":");
+                if let Some(vm) = std::env::var(VARIABLE).ok().filter(|_| text.starts_with('/')) {
+                    found.extend(paths(&vm, text, ""));
+                }
+                found
+            }
+        }
+    })
+}
+
+fn names(current: &OsStr, suffix: &str) -> Vec<CompletionCandidate> {
+    let Some(current) = current.to_str() else { return Vec::new() };
+    let names = Registry::open().and_then(|registry| registry.names()).unwrap_or_default();
+    let matching = names.into_iter().filter(|name| name.as_str().starts_with(current));
+    matching.map(|name| CompletionCandidate::new(format!("{name}{suffix}"))).collect()
+}
+
+fn paths(vm: &str, path: &str, prefix: &str) -> Vec<CompletionCandidate> {
+    let (dir, start) = path.rsplit_once('/').map_or(("", path), |(dir, start)| (&path[..=dir.len()], start));
+    let client =
+        vm.parse::<VmName>().ok().and_then(|name| Registry::open().ok()?.load(&name).ok()).map(Client::new);
+    let Some(listing) = client.and_then(|client| list(&client.timeout(PATIENCE), dir)) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for name in listing.split(|byte| *byte == b'\n').filter_map(|name| std::str::from_utf8(name).ok()) {
+        let hidden = name.starts_with('.') && !start.starts_with('.');
+        // A name that could move the cursor is not offered.
+        if !name.is_empty() && !hidden && name.starts_with(start) && name.chars().all(printable::is_plain) {
+            found.push(CompletionCandidate::new(format!("{prefix}{dir}{name}")));
+        }
+    }
+    found
+}
+
+/// The names in a guest's directory, one to a line, with a slash behind directories.
+fn list(client: &Client, dir: &str) -> Option<Vec<u8>> {
+    let dir = if dir.is_empty() { "." } else { dir };
+    let argv = ["ls", "-1ApL", "--", dir].map(|word| word.as_bytes().to_vec()).to_vec();
+    let env = vec![(b"LC_ALL".to_vec(), b"C".to_vec())];
+    let exec = Exec { user: client.user(None), argv, env, timeout_ms: Some(1000), ..Exec::default() };
+    let mut operation = Vec::new();
+    frame::put(FrameId::EXEC, &exec, &mut operation);
+    let mut connection = client.open(&operation).ok()?;
+    connection.set_deadline(Some(Instant::now() + PATIENCE));
+    collect(&mut connection)
+}
+
+fn collect(connection: &mut Connection) -> Option<Vec<u8>> {
+    let mut host = Host::new();
+    host.stdin_end(connection.queue());
+    let mut output = Vec::new();
+    let mut grants = Vec::new();
+    loop {
+        connection.queue().append(&mut grants);
+        connection.flush().ok()?;
+        match host.receive(connection.frame().ok()?).ok()? {
+            HostStep::Output(channel, bytes) => {
+                let len = bytes.len();
+                if channel == STDOUT {
+                    output.extend_from_slice(bytes);
+                }
+                host.written(channel, len, &mut grants);
+                if output.len() > NAMES_LEN {
+                    return Some(output);
+                }
+            }
+            // Some names may have been readable even where ls complains.
+            HostStep::Exited(_) => return Some(output),
+            HostStep::Failed(_) => return None,
+            _ => (),
+        }
+    }
+}
