@@ -9,18 +9,26 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use hospes_protocol::error::{ErrorKind, WireError};
-use hospes_protocol::frame::{FrameError, Header};
+use hospes_protocol::frame::{self, FrameError, Header};
 use hospes_protocol::limits::HEADER_LEN;
 use hospes_protocol::stream::StreamError;
 use hospes_protocol::{codec::CodecError, frame::FrameId};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 mod receive;
 mod send;
 
 pub use receive::{Receive, receive};
 pub use send::{Send, send};
+
+/// How long the other side may take to go once it has been told why.
+const GOODBYE: Duration = Duration::from_secs(10);
+
+/// Bytes it may still send meanwhile: what its credit allows, and more.
+const GOODBYE_BYTES: usize = 8 * 1024 * 1024;
 
 /// An open connection whose request has been said.
 #[derive(Debug)]
@@ -44,6 +52,30 @@ impl Link {
     /// The system's.
     pub fn say(&mut self, frames: &[u8]) -> io::Result<()> {
         (&*self.stream).write_all(frames)
+    }
+
+    /// A handle that can end the connection from another thread.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle(Arc::clone(&self.stream))
+    }
+
+    /// Says why the copy ends, and stays until the other side has gone: to close with bytes unread resets a connection,
+    /// and the reset may overtake the words.
+    pub fn fail(mut self, error: &WireError) {
+        let mut out = Vec::new();
+        frame::put(FrameId::FAILED, error, &mut out);
+        if self.say(&out).is_err() {
+            return;
+        }
+        let _ = set_socket_timeout(&self.stream, Timeout::Recv, Some(GOODBYE));
+        let (mut left, mut sink) = (GOODBYE_BYTES, vec![0; 64 * 1024]);
+        while left > 0 {
+            match self.read(&mut sink) {
+                Ok(n) => left = left.saturating_sub(n),
+                Err(_) => return,
+            }
+        }
     }
 
     /// Hears one frame, which must fit `payload` together with the next header.
@@ -98,6 +130,17 @@ impl Link {
     }
 }
 
+/// Ends a connection from another thread than its own.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<File>);
+
+impl Handle {
+    /// Whoever waits on the connection finds it lost.
+    pub fn close(&self) {
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+    }
+}
+
 /// Finds another connection when one is lost.
 pub trait Relink {
     /// Waits for one, and exchanges positions over it: `taken` archive bytes have been taken on this side, zero where it
@@ -123,6 +166,12 @@ impl Cancel {
     /// Stop.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// The flag itself, for a signal handler.
+    #[must_use]
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
     }
 
     /// Whether somebody asked.

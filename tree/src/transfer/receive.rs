@@ -110,21 +110,40 @@ fn consume(
 ) -> Result<Summary, WireError> {
     while let Ok((frame, len)) = frames.recv() {
         if let Err(error) = consumer.frame(&frame[..len]) {
-            // The reading thread waits for bytes that we do not want: wake it.
-            let mut credit = lock(credit);
-            credit.failed = Some(error.clone());
-            if let Some(link) = &credit.link {
-                let mut out = Vec::new();
-                frame::put(FrameId::FAILED, &error, &mut out);
-                let _ = std::io::Write::write_all(&mut &**link, &out);
-                let _ = rustix::net::shutdown(link, rustix::net::Shutdown::Read);
-            }
+            // What it has under way goes first: nobody who hears of the failure finds any of it.
+            drop(consumer);
+            refuse(&error, frames, credit);
             return Err(error);
         }
         let _ = back.send(frame);
         lock(credit).taken(len);
     }
     consumer.finish()
+}
+
+/// Tells the other side, and drops what it sends until it has heard.
+fn refuse(error: &WireError, frames: &mpsc::Receiver<(Vec<u8>, usize)>, credit: &Mutex<Credit>) {
+    let link = {
+        let mut credit = lock(credit);
+        credit.failed = Some(error.clone());
+        credit.link.clone()
+    };
+    let mut out = Vec::new();
+    frame::put(FrameId::FAILED, error, &mut out);
+    if let Some(link) = &link {
+        let _ = std::io::Write::write_all(&mut &**link, &out);
+    }
+    loop {
+        match frames.recv_timeout(super::GOODBYE) {
+            Ok(_) => (),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                if let Some(link) = &link {
+                    let _ = rustix::net::shutdown(link, rustix::net::Shutdown::Both);
+                }
+            }
+        }
+    }
 }
 
 struct Receiving<'s, 'c> {
@@ -144,11 +163,14 @@ impl Receiving<'_, '_> {
         loop {
             match self.on_this_link(ending) {
                 Ok(summary) => return Ok(summary),
-                Err(Trouble::Fatal(error)) => return Err(self.give_up(error)),
+                Err(Trouble::Fatal(error)) => {
+                    let error = self.failure().unwrap_or(error);
+                    return Err(self.give_up(error));
+                }
                 Err(Trouble::Lost) => {
-                    // A consumer that failed has closed the connection itself, and has told the other side.
+                    // The other side goes when it hears that our consumer failed.
                     if let Some(error) = self.failure() {
-                        return Err(error);
+                        return Err(self.give_up(error));
                     }
                     if self.summary.is_some() && ending == Receive::Goodbye {
                         return Ok(self.summary.take().unwrap_or_default());
@@ -183,14 +205,13 @@ impl Receiving<'_, '_> {
 
     /// Ends the consumer too: it drops what it has under way.
     fn give_up(&mut self, error: TransferError) -> TransferError {
-        if let Some(link) = self.link.as_mut().filter(|_| error.is_news()) {
-            let mut out = Vec::new();
-            frame::put(FrameId::FAILED, &error.to_wire(), &mut out);
-            let _ = link.say(&out);
-        }
         self.full = None;
         if let Some(writing) = self.writing.take() {
             let _ = writing.join();
+        }
+        let told = lock(&self.credit).failed.is_some();
+        if let Some(link) = self.link.take().filter(|_| error.is_news() && !told) {
+            link.fail(&error.to_wire());
         }
         error
     }

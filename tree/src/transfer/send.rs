@@ -90,10 +90,8 @@ impl Sending<'_> {
             };
             match trouble {
                 Trouble::Fatal(error) => {
-                    if let Some(link) = self.link.as_mut().filter(|_| error.is_news()) {
-                        let mut out = Vec::new();
-                        frame::put(FrameId::FAILED, &error.to_wire(), &mut out);
-                        let _ = link.say(&out);
+                    if let Some(link) = self.link.take().filter(|_| error.is_news()) {
+                        link.fail(&error.to_wire());
                     }
                     return Err(error);
                 }
