@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hospes_protocol::limits::{HANDSHAKES, SESSIONS};
 use hospes_protocol::version::Capabilities;
@@ -32,6 +33,8 @@ pub struct Config {
     pub log: Log,
     /// How much at once.
     pub limits: Limits,
+    /// What happens around a shutdown.
+    pub power: Power,
 }
 
 /// A switch for each verb; all are on unless the file says otherwise.
@@ -106,6 +109,28 @@ pub struct Limits {
     pub sessions: usize,
     /// Connections that have not yet said what they are, at most [`HANDSHAKES`].
     pub handshakes: usize,
+}
+
+/// What happens around a shutdown, a suspend and a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Power {
+    /// Seconds that each script may take, 1 to 3600.
+    pub script_timeout: usize,
+}
+
+impl Power {
+    /// The time that each script may take.
+    #[must_use]
+    pub const fn timeout(self) -> Duration {
+        Duration::from_secs(self.script_timeout as u64)
+    }
+}
+
+impl Default for Power {
+    fn default() -> Self {
+        Self { script_timeout: 60 }
+    }
 }
 
 impl Default for Verbs {
@@ -196,6 +221,7 @@ impl Config {
         let ranges = [
             ("limits.sessions", config.limits.sessions, SESSIONS),
             ("limits.handshakes", config.limits.handshakes, HANDSHAKES),
+            ("power.script-timeout", config.power.script_timeout, 3600),
         ];
         match ranges.into_iter().find(|(_, value, max)| !(1..=*max).contains(value)) {
             Some((key, value, max)) => Err(ConfigError::Range { path: path.into(), key, value, max }),
@@ -309,6 +335,9 @@ mod tests {
             installed.lines().map(|line| line.strip_prefix("#=").unwrap_or(line).to_owned() + "\n").collect();
         assert_ne!(spoken, installed);
         assert_eq!(parse(&spoken).unwrap(), Config::default());
+        for verb in Verb::NAMES {
+            assert!(spoken.contains(&format!("\n{verb} = true")), "{verb} is not in the file");
+        }
     }
 
     #[test]

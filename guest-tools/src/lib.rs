@@ -1,6 +1,7 @@
 //! Hospes in the guest: the root daemon, the per-user worker and the in-guest command.
 
 mod async_fd;
+mod copy;
 mod exec;
 mod process;
 mod sys;
@@ -10,14 +11,18 @@ pub mod audit;
 pub mod config;
 pub mod connection;
 pub mod daemon;
+pub mod file;
+pub mod forward;
 pub mod handoff;
 pub mod hex;
 pub mod identity;
 pub mod info;
 pub mod logging;
 pub mod paths;
+pub mod power;
 pub mod session;
 pub mod tools;
 pub mod trust;
+pub mod variable;
 pub mod verb;
 pub mod watch;

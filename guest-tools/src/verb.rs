@@ -6,8 +6,11 @@
 use std::fmt;
 
 use hospes_protocol::codec::{self, CodecError};
+use hospes_protocol::copy::{Pull, Push, Resume};
 use hospes_protocol::error::WireError;
 use hospes_protocol::exec::{Attach, Exec};
+use hospes_protocol::file::FileRequest;
+use hospes_protocol::forward::{Accept, Connect, Listen};
 use hospes_protocol::frame::FrameId;
 use hospes_protocol::process::{Kill, Ps, Target};
 use hospes_protocol::version::Capabilities;
@@ -46,10 +49,20 @@ verbs! {
     Exec = "exec", Capabilities::EXEC;
     /// Come back to a detached command.
     Attach = "attach", Capabilities::EXEC;
+    /// Copy files and trees, either way.
+    Copy = "copy", Capabilities::COPY;
     /// List processes.
     Ps = "ps", Capabilities::EXEC;
     /// Signal processes.
     Kill = "kill", Capabilities::EXEC;
+    /// Read and change files: stat, ls, mkdir, rm, mv, mktemp, read, write.
+    File = "file", Capabilities::FILE;
+    /// Carry connections, either way.
+    Forward = "forward", Capabilities::FORWARD;
+    /// Read, set and unset guest variables.
+    Variables = "variables", Capabilities::VARIABLES;
+    /// Shut down, reboot, halt, suspend.
+    Power = "power", Capabilities::POWER;
     /// Read the guest's information and be told when it changes.
     Info = "info", Capabilities::INFO;
 }
@@ -67,8 +80,11 @@ impl Verb {
         match id {
             FrameId::EXEC => Some(Self::Exec),
             FrameId::EXEC_ATTACH => Some(Self::Attach),
+            FrameId::COPY_PUSH | FrameId::COPY_PULL | FrameId::COPY_RESUME => Some(Self::Copy),
             FrameId::PS => Some(Self::Ps),
             FrameId::KILL => Some(Self::Kill),
+            FrameId::FILE => Some(Self::File),
+            FrameId::FORWARD_CONNECT | FrameId::FORWARD_LISTEN | FrameId::FORWARD_ACCEPT => Some(Self::Forward),
             _ => None,
         }
     }
@@ -79,6 +95,9 @@ impl fmt::Display for Verb {
         f.write_str(self.name())
     }
 }
+
+/// Sources of a copy that its audit line names.
+const SOURCES: usize = 8;
 
 /// What the daemon must know of a request before it hands it over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +113,7 @@ impl Request {
     ///
     /// # Errors
     /// A [`WireError`] of kind `PROTOCOL`: the host is at fault.
-    pub fn decode(verb: Verb, payload: &[u8]) -> Result<Self, WireError> {
+    pub fn decode(verb: Verb, id: FrameId, payload: &[u8]) -> Result<Self, WireError> {
         let wire = |error: CodecError| WireError::protocol(error);
         match verb {
             Verb::Exec => {
@@ -106,6 +125,30 @@ impl Request {
                 let Attach { user, id } = codec::decode(payload).map_err(wire)?;
                 Ok(Self { user, subject: format!("command {}", id.0).into_bytes() })
             }
+            Verb::Copy => match id {
+                FrameId::COPY_PUSH => {
+                    let push: Push = codec::decode(payload).map_err(wire)?;
+                    push.check().map_err(WireError::protocol)?;
+                    Ok(Self { user: push.user, subject: [b"to ", &push.target[..]].concat() })
+                }
+                FrameId::COPY_PULL => {
+                    let pull: Pull = codec::decode(payload).map_err(wire)?;
+                    pull.check().map_err(WireError::protocol)?;
+                    let mut subject = b"from".to_vec();
+                    for source in pull.sources.iter().take(SOURCES) {
+                        subject.push(b' ');
+                        subject.extend_from_slice(source);
+                    }
+                    if let Some(more) = pull.sources.len().checked_sub(SOURCES).filter(|more| *more > 0) {
+                        subject.extend_from_slice(format!(" and {more} more").as_bytes());
+                    }
+                    Ok(Self { user: pull.user, subject })
+                }
+                _ => {
+                    let Resume { user, taken, .. } = codec::decode(payload).map_err(wire)?;
+                    Ok(Self { user, subject: format!("go on after {taken} bytes").into_bytes() })
+                }
+            },
             Verb::Ps => {
                 let Ps { user, all } = codec::decode(payload).map_err(wire)?;
                 Ok(Self { user, subject: if all { b"all".to_vec() } else { Vec::new() } })
@@ -118,7 +161,38 @@ impl Request {
                 };
                 Ok(Self { user, subject: format!("signal {signal} to {target}").into_bytes() })
             }
-            Verb::Info => Err(WireError::protocol("Information is asked for in a control session")),
+            Verb::File => {
+                let FileRequest { user, verb } = codec::decode(payload).map_err(wire)?;
+                if !verb.paths_are_sane() {
+                    return Err(WireError::protocol("A path of the request is empty, too long, or has a NUL"));
+                }
+                let mut subject = verb.word().as_bytes().to_vec();
+                for path in verb.paths() {
+                    subject.push(b' ');
+                    subject.extend_from_slice(path);
+                }
+                Ok(Self { user, subject })
+            }
+            Verb::Forward => {
+                let (user, subject) = match id {
+                    FrameId::FORWARD_LISTEN => {
+                        let Listen { user, on } = codec::decode(payload).map_err(wire)?;
+                        (user, format!("listen on {on}"))
+                    }
+                    FrameId::FORWARD_ACCEPT => {
+                        let Accept { user, .. } = codec::decode(payload).map_err(wire)?;
+                        (user, "take a caller".to_owned())
+                    }
+                    _ => {
+                        let Connect { user, to } = codec::decode(payload).map_err(wire)?;
+                        (user, format!("connect to {to}"))
+                    }
+                };
+                Ok(Self { user, subject: subject.into_bytes() })
+            }
+            Verb::Info | Verb::Variables | Verb::Power => {
+                Err(WireError::protocol(format!("{verb} is asked for with a REQUEST")))
+            }
         }
     }
 }
@@ -158,20 +232,36 @@ mod tests {
             argv: vec![b"make".to_vec(), b"test all".to_vec()],
             ..Exec::default()
         };
-        let request = Request::decode(Verb::Exec, &encoded(&exec)).unwrap();
+        let request = Request::decode(Verb::Exec, FrameId::EXEC, &encoded(&exec)).unwrap();
         assert_eq!((request.user.as_str(), request.subject.as_slice()), ("ada", &b"make test all"[..]));
         let kill = Kill { user: String::new(), target: Target::Pid(7), signal: 15 };
         assert_eq!(
-            Request::decode(Verb::Kill, &encoded(&kill)).unwrap().subject,
+            Request::decode(Verb::Kill, FrameId::KILL, &encoded(&kill)).unwrap().subject,
             b"signal 15 to process 7".to_vec()
         );
     }
 
     #[test]
+    fn files_and_addresses_are_named() {
+        let from = b"a\xff".to_vec();
+        let verb = hospes_protocol::file::Verb::Rename { from, to: b"/b".to_vec(), replace: true };
+        let file = FileRequest { user: "ada".into(), verb };
+        let request = Request::decode(Verb::File, FrameId::FILE, &encoded(&file)).unwrap();
+        assert_eq!(request.subject, b"mv a\xff /b");
+        let nul = hospes_protocol::file::Verb::List { path: b"a\0".to_vec() };
+        let nul = encoded(&FileRequest { user: String::new(), verb: nul });
+        assert!(Request::decode(Verb::File, FrameId::FILE, &nul).is_err());
+        let to = hospes_protocol::forward::Address::parse("tcp:22").unwrap();
+        let connect = encoded(&Connect { user: String::new(), to });
+        let request = Request::decode(Verb::Forward, FrameId::FORWARD_CONNECT, &connect).unwrap();
+        assert_eq!(request.subject, b"connect to tcp:localhost:22");
+    }
+
+    #[test]
     fn a_request_past_its_limits_is_refused_before_any_worker_sees_it() {
         let exec = Exec { argv: vec![b"a\0b".to_vec()], ..Exec::default() };
-        assert!(Request::decode(Verb::Exec, &encoded(&exec)).unwrap_err().message.contains("NUL"));
-        assert!(Request::decode(Verb::Ps, b"\xff\xff").is_err());
+        assert!(Request::decode(Verb::Exec, FrameId::EXEC, &encoded(&exec)).unwrap_err().message.contains("NUL"));
+        assert!(Request::decode(Verb::Ps, FrameId::PS, b"\xff\xff").is_err());
     }
 
     #[test]

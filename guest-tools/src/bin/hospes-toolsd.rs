@@ -8,6 +8,7 @@ use guest_tools::daemon::transport::Address;
 use guest_tools::daemon::worker::Starter;
 use guest_tools::daemon::{self, Options};
 use guest_tools::logging;
+use guest_tools::power::Manner;
 use lexopt::Arg::{Long, Short};
 use lexopt::ValueExt;
 
@@ -73,7 +74,14 @@ fn parse() -> Result<Option<Options>, lexopt::Error> {
             Long("state") => options.paths.state = arguments.value()?.into(),
             Long("run") => options.paths.run = arguments.value()?.into(),
             Long("machine-id") => options.paths.machine_id = arguments.value()?.into(),
-            Long("worker-command") => options.starter = Starter::Command(arguments.value()?.into()),
+            Long("worker-command") => {
+                options.starter = Starter::Command(arguments.value()?.into());
+                // A daemon beside another system than its own has no power over that.
+                if options.power == Manner::Machine {
+                    options.power = Manner::Nothing;
+                }
+            }
+            Long("power-bus") => options.power = Manner::Bus(arguments.value()?.string()?),
             Long("handshake-ms") => {
                 options.handshake = Duration::from_millis(arguments.value()?.parse()?);
             }

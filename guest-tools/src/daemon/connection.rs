@@ -11,6 +11,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hospes_protocol::codec;
@@ -68,10 +69,12 @@ struct Host {
 enum Purpose {
     Control(Session),
     Operation { verb: Verb, id: FrameId, payload: Vec<u8>, host: Host },
+    /// One request of a control session's kind, alone.
+    Request { payload: Vec<u8>, host: PublicKey },
 }
 
 /// Serves one connection to its end, or to its handover.
-pub(super) async fn serve(daemon: &Daemon, stream: Stream, peer: Peer, pending: Pending<'_>) {
+pub(super) async fn serve(daemon: &Arc<Daemon>, stream: Stream, peer: Peer, pending: Pending<'_>) {
     let mut greeting = Greeting {
         daemon,
         stream: &stream,
@@ -92,6 +95,16 @@ pub(super) async fn serve(daemon: &Daemon, stream: Stream, peer: Peer, pending: 
         Err(End::Refused(error)) => error,
         Ok(Purpose::Control(session)) => {
             return control::serve(daemon, &stream, buffer, due, session).await;
+        }
+        Ok(Purpose::Request { payload, host }) => {
+            match control::alone(daemon, &stream, &mut due, &payload, host).await {
+                Ok(sent) => {
+                    let _ = time::timeout(LINGER, part(&stream, &due)).await;
+                    drop(sent);
+                    return;
+                }
+                Err(error) => error,
+            }
         }
         Ok(Purpose::Operation { verb, id, payload, host }) => {
             let handoff = Handoff {
@@ -138,7 +151,7 @@ async fn operate(daemon: &Daemon, stream: &Stream, verb: Verb, handoff: &Handoff
         return Err(WireError::new(ErrorKind::FORBIDDEN, message)
             .hint(format!("In the guest: [verbs] {verb} in /etc/hospes/tools.toml")));
     }
-    let request = Request::decode(verb, &handoff.request)?;
+    let request = Request::decode(verb, FrameId(handoff.request_id), &handoff.request)?;
     let account = users::resolve(&request.user, &config.users).await?;
     audit::allowed(&handoff.host, verb, &account.name, &request.subject);
     daemon.workers.hand_over(&account, stream.as_fd(), handoff).await
@@ -172,6 +185,7 @@ impl Greeting<'_> {
                     })?;
                     return Ok(Purpose::Control(session));
                 }
+                (FrameId::REQUEST, payload) => return Ok(Purpose::Request { payload, host: host.key }),
                 (FrameId::BYE, _) => return Err(End::Gone),
                 (id, payload) => match Verb::of_request(id) {
                     Some(verb) => return Ok(Purpose::Operation { verb, id, payload, host }),

@@ -4,6 +4,7 @@
 //! takes nothing for [`WRITE`] is disconnected.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hospes_protocol::codec;
@@ -11,9 +12,13 @@ use hospes_protocol::control::{Answer, Ask, Event, Reply, Request};
 use hospes_protocol::error::{ErrorKind, Unknown, WireError};
 use hospes_protocol::frame::{self, FrameBuffer, FrameId};
 use hospes_protocol::handshake::Session;
+use hospes_protocol::keys::PublicKey;
+use hospes_protocol::power::Power;
+use hospes_protocol::variable::Owner;
+use tokio::sync::oneshot;
 use tokio::time;
 
-use super::Daemon;
+use super::{Daemon, PowerAnswer};
 use super::sessions::Revoked;
 use super::transport::Stream;
 use crate::audit;
@@ -25,7 +30,7 @@ const WRITE: Duration = Duration::from_secs(10);
 
 /// Serves a control session to its end. `due` is sent first.
 pub(super) async fn serve(
-    daemon: &Daemon,
+    daemon: &Arc<Daemon>,
     stream: &Stream,
     buffer: FrameBuffer,
     due: Vec<u8>,
@@ -33,7 +38,17 @@ pub(super) async fn serve(
 ) {
     let max = daemon.config().limits.sessions;
     let opened = daemon.sessions().open(&session, max);
-    let mut control = Control { daemon, stream, buffer, out: due, monitor: None };
+    let mut control = Control {
+        daemon,
+        stream,
+        host: session.peer,
+        buffer,
+        out: due,
+        monitor: None,
+        power: None,
+        leaving: None,
+        changes: 0,
+    };
     let revoked = match opened {
         Ok(revoked) => revoked,
         Err(error) => {
@@ -68,23 +83,35 @@ impl From<io::Error> for End {
 
 enum Happened {
     Read(usize),
+    Powered(u64, PowerAnswer),
+    Variables,
+    Resumed,
     Changed(Box<hospes_protocol::info::Info>),
     Stopping(&'static str),
     Revoked(WireError),
 }
 
 struct Control<'a> {
-    daemon: &'a Daemon,
+    daemon: &'a Arc<Daemon>,
     stream: &'a Stream,
     buffer: FrameBuffer,
     out: Vec<u8>,
+    host: PublicKey,
     /// There once the host has subscribed.
     monitor: Option<Monitor>,
+    /// The number of a power request that is under way, and its answer to come.
+    power: Option<(u64, oneshot::Receiver<PowerAnswer>)>,
+    /// Told when the answer to it has left.
+    leaving: Option<oneshot::Sender<()>>,
+    /// The last change of a variable that the host was told of.
+    changes: u64,
 }
 
 impl Control<'_> {
     async fn run(&mut self, mut revoked: Revoked) -> Result<(), End> {
         let mut stopping = self.daemon.stopping();
+        let mut resumed = self.daemon.resumed.subscribe();
+        let mut variables = self.daemon.variables().subscribe();
         loop {
             while let Some(ended) = self.take()? {
                 if ended {
@@ -97,6 +124,9 @@ impl Control<'_> {
                 read = self.stream.read(self.buffer.space()) => Happened::Read(read?),
                 info = changed(&mut self.monitor) => Happened::Changed(info),
                 Ok(error) = &mut revoked => Happened::Revoked(error),
+                (number, answer) = powered(&mut self.power) => Happened::Powered(number, answer),
+                Ok(()) = variables.changed(), if self.monitor.is_some() => Happened::Variables,
+                Ok(()) = resumed.changed(), if self.monitor.is_some() => Happened::Resumed,
                 Ok(()) = stopping.changed() => Happened::Stopping(*stopping.borrow_and_update()),
             };
             match happened {
@@ -105,8 +135,22 @@ impl Control<'_> {
                 Happened::Changed(info) => frame::put(FrameId::EVENT, &Event::Info(info), &mut self.out),
                 Happened::Stopping(why) => {
                     frame::put(FrameId::EVENT, &Event::Stopping(why.into()), &mut self.out);
-                    return self.flush().await;
+                    // After a suspend the session may be there still.
+                    if why != "suspend" {
+                        return self.flush().await;
+                    }
                 }
+                Happened::Powered(number, PowerAnswer { reply, sent }) => {
+                    frame::put(FrameId::REPLY, &Reply { number, answer: reply }, &mut self.out);
+                    self.leaving = Some(sent);
+                }
+                Happened::Variables => {
+                    let seen = std::mem::replace(&mut self.changes, *variables.borrow_and_update());
+                    for name in self.daemon.variables().changed_since(seen) {
+                        frame::put(FrameId::EVENT, &Event::Variable(name), &mut self.out);
+                    }
+                }
+                Happened::Resumed => frame::put(FrameId::EVENT, &Event::Resumed, &mut self.out),
                 Happened::Revoked(error) => return Err(End::Fault(error)),
             }
         }
@@ -119,8 +163,20 @@ impl Control<'_> {
         match frame.id {
             FrameId::REQUEST => {
                 let reply = match frame.decode::<Request>() {
+                    Ok(Request { number, ask: Ask::Power(power) }) => {
+                        match begin_power(self.daemon, &self.host, power, self.power.is_some()) {
+                            Ok(answer) => {
+                                self.power = Some((number, answer));
+                                return Ok(Some(false));
+                            }
+                            Err(error) => Reply { number, answer: Err(error) },
+                        }
+                    }
                     Ok(Request { number, ask }) => {
-                        Reply { number, answer: answer(self.daemon, &mut self.monitor, &ask) }
+                        if ask == Ask::Subscribe && self.monitor.is_none() {
+                            self.changes = *self.daemon.variables().subscribe().borrow();
+                        }
+                        Reply { number, answer: answer(self.daemon, &self.host, &mut self.monitor, ask) }
                     }
                     // An ask of a later release: its number still decodes, and is answered.
                     Err(error) => match codec::decode_first::<u64>(frame.payload) {
@@ -144,6 +200,7 @@ impl Control<'_> {
             written.map_err(|_| End::Gone)??;
             self.out.clear();
         }
+        drop(self.leaving.take());
         Ok(())
     }
 
@@ -154,7 +211,12 @@ impl Control<'_> {
 }
 
 /// What each request does: the one place where control requests are dispatched.
-fn answer(daemon: &Daemon, monitor: &mut Option<Monitor>, ask: &Ask) -> Result<Answer, WireError> {
+fn answer(
+    daemon: &Daemon,
+    host: &PublicKey,
+    monitor: &mut Option<Monitor>,
+    ask: Ask,
+) -> Result<Answer, WireError> {
     match ask {
         Ask::Ping => Ok(Answer::Pong),
         Ask::Info => {
@@ -171,8 +233,98 @@ fn answer(daemon: &Daemon, monitor: &mut Option<Monitor>, ask: &Ask) -> Result<A
             }
             Ok(Answer::Done)
         }
-        _ => Err(unsupported()),
+        Ask::VariableList => {
+            allowed(daemon, Verb::Variables)?;
+            Ok(Answer::Variables(daemon.variables().list()))
+        }
+        Ask::VariableGet { name } => {
+            allowed(daemon, Verb::Variables)?;
+            daemon.variables().get(&name, Owner::Host).map(Answer::Variable)
+        }
+        Ask::VariableSet(variable) => {
+            allowed(daemon, Verb::Variables)?;
+            let kind = if variable.secret { "secret " } else { "" };
+            let subject = format!("set {kind}{} ({} bytes)", variable.name, variable.value.len());
+            audit::allowed(host, Verb::Variables, "root", subject.as_bytes());
+            daemon.variables().set(variable, Owner::Host).map(|()| Answer::Done)
+        }
+        Ask::VariableRemove { name } => {
+            allowed(daemon, Verb::Variables)?;
+            audit::allowed(host, Verb::Variables, "root", format!("unset {name}").as_bytes());
+            daemon.variables().remove(&name, Owner::Host).map(|()| Answer::Done)
+        }
+        // Begun elsewhere, for it takes its time.
+        Ask::Power(_) => Err(unsupported()),
     }
+}
+
+/// Begins what takes its time, on a task of its own: it goes on if the host leaves.
+fn begin_power(
+    daemon: &Arc<Daemon>,
+    host: &PublicKey,
+    power: Power,
+    busy: bool,
+) -> Result<oneshot::Receiver<PowerAnswer>, WireError> {
+    allowed(daemon, Verb::Power)?;
+    if busy {
+        let error = WireError::new(ErrorKind::BUSY, "This session's last power request is not answered yet");
+        return Err(error.hint("Wait for it, or force on a connection of its own"));
+    }
+    let subject = format!("{}{}", power.action.word(), if power.force { ", forced" } else { "" });
+    audit::allowed(host, Verb::Power, "root", subject.as_bytes());
+    let (answer, answered) = oneshot::channel();
+    tokio::spawn(Arc::clone(daemon).power(power, answer));
+    Ok(answered)
+}
+
+/// Answers a request that came alone, into `due`. For power, what comes back is to be dropped when the answer has left.
+///
+/// # Errors
+/// What is no request: the host is at fault.
+pub(super) async fn alone(
+    daemon: &Arc<Daemon>,
+    stream: &Stream,
+    due: &mut Vec<u8>,
+    payload: &[u8],
+    host: PublicKey,
+) -> Result<Option<oneshot::Sender<()>>, WireError> {
+    let mut sent = None;
+    let reply = match codec::decode::<Request>(payload) {
+        Ok(Request { number, ask: Ask::Subscribe }) => {
+            let error = WireError::new(ErrorKind::UNSUPPORTED, "Events come in a control session");
+            Reply { number, answer: Err(error) }
+        }
+        Ok(Request { number, ask: Ask::Power(power) }) => {
+            let answer = match begin_power(daemon, &host, power, false) {
+                Ok(answered) => {
+                    // Scripts take their time; that the connection is open is told before.
+                    if time::timeout(WRITE, stream.write_all(due)).await.is_ok_and(|written| written.is_ok()) {
+                        due.clear();
+                    }
+                    match answered.await {
+                        Ok(answer) => {
+                            sent = Some(answer.sent);
+                            answer.reply
+                        }
+                        Err(_) => Err(lost()),
+                    }
+                }
+                Err(error) => Err(error),
+            };
+            Reply { number, answer }
+        }
+        Ok(Request { number, ask }) => Reply { number, answer: answer(daemon, &host, &mut None, ask) },
+        Err(error) => match codec::decode_first::<u64>(payload) {
+            Ok(number) => Reply { number, answer: Err(unsupported()) },
+            Err(_) => return Err(WireError::protocol(error)),
+        },
+    };
+    frame::put(FrameId::REPLY, &reply, due);
+    Ok(sent)
+}
+
+fn lost() -> WireError {
+    WireError::new(ErrorKind::OTHER, "The guest tools lost the request")
 }
 
 fn unsupported() -> WireError {
@@ -187,6 +339,16 @@ fn allowed(daemon: &Daemon, verb: Verb) -> Result<(), WireError> {
     let message = format!("The guest's policy does not allow {verb}");
     let hint = format!("In the guest: [verbs] {verb} in /etc/hospes/tools.toml");
     Err(WireError::new(ErrorKind::FORBIDDEN, message).hint(hint))
+}
+
+/// The answer to a power request; for ever none where none is under way.
+async fn powered(power: &mut Option<(u64, oneshot::Receiver<PowerAnswer>)>) -> (u64, PowerAnswer) {
+    let Some((number, answer)) = power else { return std::future::pending().await };
+    let (number, answered) = (*number, answer.await);
+    *power = None;
+    let answer =
+        answered.unwrap_or_else(|_| PowerAnswer { reply: Err(lost()), sent: oneshot::channel().0 });
+    (number, answer)
 }
 
 async fn changed(monitor: &mut Option<Monitor>) -> Box<hospes_protocol::info::Info> {

@@ -13,7 +13,7 @@ pub mod worker;
 mod connection;
 mod control;
 mod sessions;
-mod systemd;
+pub(crate) mod systemd;
 
 use std::io;
 use std::path::PathBuf;
@@ -21,11 +21,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use hospes_protocol::control::Answer;
 use hospes_protocol::error::{ErrorKind, WireError};
 use hospes_protocol::limits::HANDSHAKE_MS;
+use hospes_protocol::power::Power;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::{sync::watch as channel, time};
+use tokio::sync::{oneshot, watch as channel};
+use tokio::time;
 
 use self::sessions::Sessions;
 use self::status::{State, Status, Trusted};
@@ -36,11 +39,23 @@ use crate::config::{Config, ConfigError, TrustMode};
 use crate::identity::{Identity, IdentityError};
 use crate::logging;
 use crate::paths::Paths;
+use crate::power::{Manner, Powers};
 use crate::trust::TrustStore;
+use crate::variable::{self, Variables};
 use crate::watch::Watcher;
 
 /// How long the listener rests when the kernel has no descriptor or memory for another connection.
 const EXHAUSTED: Duration = Duration::from_millis(500);
+/// What came of a power request, for the connection that it came on.
+#[derive(Debug)]
+struct PowerAnswer {
+    reply: Result<Answer, WireError>,
+    /// Told, or dropped, when the reply has left.
+    sent: oneshot::Sender<()>,
+}
+
+/// How long the word of a suspend may take to leave: the sessions stay, so nobody says that it has.
+const LAST_WORD: Duration = Duration::from_millis(100);
 /// How long sessions may take to say good-bye.
 const GOOD_BYE: Duration = Duration::from_secs(1);
 
@@ -55,6 +70,8 @@ pub struct Options {
     pub starter: Starter,
     /// How long a connection may take to say what it is.
     pub handshake: Duration,
+    /// What has power over this machine.
+    pub power: Manner,
 }
 
 impl Default for Options {
@@ -64,6 +81,7 @@ impl Default for Options {
             listen: Address::Vsock,
             starter: Starter::Systemd,
             handshake: Duration::from_millis(HANDSHAKE_MS),
+            power: Manner::default(),
         }
     }
 }
@@ -105,6 +123,10 @@ pub struct Daemon {
     refusals: Mutex<Refusals>,
     pending: AtomicUsize,
     stopping: channel::Sender<&'static str>,
+    /// Counts the times that the guest came back from suspend.
+    resumed: channel::Sender<u64>,
+    variables: Mutex<Variables>,
+    powers: Powers,
 }
 
 #[derive(Debug)]
@@ -169,6 +191,19 @@ async fn serve(options: Options) -> Result<(), DaemonError> {
         tokio::spawn(announce::announce(key));
     }
     tokio::spawn(Arc::clone(&daemon).follow_files(watcher));
+    match variable::local::bind(&daemon.options.paths.run) {
+        Ok(listener) => {
+            let daemon = Arc::clone(&daemon);
+            let answer = move |ask| variable::local::dispatch(&mut daemon.variables(), ask);
+            tokio::spawn(variable::local::serve(listener, answer));
+        }
+        Err(error) => tracing::error!("The guest's root cannot set variables: {error}"),
+    }
+    let started = Arc::clone(&daemon);
+    tokio::spawn(async move {
+        let timeout = started.config().power.timeout();
+        started.powers.started(timeout).await;
+    });
     tokio::select! {
         () = accept(&daemon, &listener) => {}
         _ = terminate.recv() => {}
@@ -216,6 +251,9 @@ impl Daemon {
             refusals: Mutex::default(),
             pending: AtomicUsize::new(0),
             stopping: channel::Sender::new(""),
+            resumed: channel::Sender::new(0),
+            variables: Mutex::new(Variables::load(&options.paths.run)),
+            powers: Powers::new(options.power.clone(), options.paths.etc.clone(), options.paths.run.clone()),
             identity,
             options,
         })
@@ -248,8 +286,45 @@ impl Daemon {
         lock(&self.trust)
     }
 
+    fn variables(&self) -> MutexGuard<'_, Variables> {
+        lock(&self.variables)
+    }
+
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
         lock(&self.sessions)
+    }
+
+    /// Does what is asked, whoever still listens, and tells everybody. `answer` gets the reply, and says when it has
+    /// left.
+    async fn power(self: Arc<Self>, power: Power, answer: oneshot::Sender<PowerAnswer>) {
+        let timeout = self.config().power.timeout();
+        let outcome = self.powers.perform(&power, timeout).await;
+        let (reply, going) = match outcome {
+            Ok(outcome) => (Ok(Answer::Power(outcome.reply)), outcome.going),
+            Err(error) => (Err(error), None),
+        };
+        let (sent, told) = oneshot::channel();
+        let _ = answer.send(PowerAnswer { reply, sent });
+        let Some(going) = going else { return };
+        let _ = time::timeout(GOOD_BYE, told).await;
+        let word = going.word;
+        self.stopping.send_replace(word);
+        if word == "suspend" {
+            let _ = time::timeout(LAST_WORD, std::future::pending::<()>()).await;
+        } else {
+            let _ = time::timeout(GOOD_BYE, self.stopping.closed()).await;
+        }
+        let awake = going.follow(&self.powers, timeout).await;
+        if word == "suspend" {
+            // The next stop is another one.
+            self.stopping.send_if_modified(|said| {
+                *said = "";
+                false
+            });
+        }
+        if awake {
+            self.resumed.send_modify(|times| *times += 1);
+        }
     }
 
     /// Changes when the daemon or the guest stops: why, in a word.
@@ -320,7 +395,15 @@ impl Daemon {
     }
 
     async fn stop(&self) {
-        self.stopping.send_replace("upgrade");
+        // Where the machine goes down, sessions were told so before, unless somebody else asked for that.
+        let word = self.powers.going_down().await.unwrap_or("upgrade");
+        self.stopping.send_if_modified(|said| {
+            let silent = said.is_empty();
+            if silent {
+                *said = word;
+            }
+            silent
+        });
         let _ = time::timeout(GOOD_BYE, self.stopping.closed()).await;
         let mut status = self.status();
         status.state = State::Stopped;

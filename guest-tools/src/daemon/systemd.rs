@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
-use zbus::zvariant::Type;
-use zbus::{Connection, MessageStream, OwnedObjectPath, connection};
+use serde::{Deserialize, Serialize};
+use zbus::wire::{DynamicType, Type};
+use zbus::{Connection, Message, MessageStream, OwnedObjectPath, OwnedVariant, connection};
 
 const PRIVATE: &str = "/run/systemd/private";
 const DESTINATION: &str = "org.freedesktop.systemd1";
@@ -56,61 +56,95 @@ struct JobRemoved {
 /// # Errors
 /// [`UnitError`].
 pub(super) async fn start_unit(unit: &str) -> Result<(), UnitError> {
-    let (connection, destination) = connect().await.map_err(UnitError::Unreachable)?;
-    // Before the request, so that its job's end cannot be missed.
-    let mut messages = MessageStream::from(&connection);
+    let manager = Manager::connect().await.map_err(UnitError::Unreachable)?;
+    let mut jobs = manager.jobs().await.map_err(UnitError::Unreachable)?;
     let declined = |source| UnitError::Declined { unit: unit.into(), source };
-    if destination.is_some() {
-        subscribe(&connection).await.map_err(UnitError::Unreachable)?;
-    }
-    let reply = connection
-        .call_method(destination, PATH, Some(MANAGER), "StartUnit", &(unit, "replace"))
-        .await
-        .map_err(declined)?;
+    let reply = manager.call("StartUnit", &(unit, "replace")).await.map_err(declined)?;
     let job: OwnedObjectPath = reply.body().deserialize().map_err(declined)?;
-    loop {
-        let message = next(&mut messages).await.ok_or_else(|| UnitError::Left { unit: unit.into() })?;
-        if message.header().member().is_none_or(|member| member != "JobRemoved") {
-            continue;
-        }
-        let Ok(removed) = message.body().deserialize::<JobRemoved>() else { continue };
-        if removed.job == job {
-            return match removed.result.as_str() {
-                "done" | "skipped" => Ok(()),
-                _ => Err(UnitError::Job { unit: unit.into(), result: removed.result }),
-            };
-        }
+    let result = jobs.result(&job).await.ok_or_else(|| UnitError::Left { unit: unit.into() })?;
+    match result.as_str() {
+        "done" | "skipped" => Ok(()),
+        _ => Err(UnitError::Job { unit: unit.into(), result }),
     }
 }
 
-async fn connect() -> zbus::Result<(Connection, Option<&'static str>)> {
-    if Path::new(PRIVATE).exists() {
-        let direct =
-            connection::Builder::address(format!("unix:path={PRIVATE}").as_str()).p2p().build().await;
-        if let Ok(direct) = direct {
-            return Ok((direct, None));
-        }
-    }
-    Ok((Connection::system().await?, Some(DESTINATION)))
+/// A connection to systemd.
+#[derive(Debug)]
+pub(crate) struct Manager {
+    connection: Connection,
+    /// On its private socket there is nobody else, and no name.
+    destination: Option<&'static str>,
 }
 
-async fn subscribe(connection: &Connection) -> zbus::Result<()> {
-    let rule = format!("type='signal',sender='{DESTINATION}',interface='{MANAGER}',member='JobRemoved'");
-    connection
-        .call_method(
-            Some("org.freedesktop.DBus"),
-            "/org/freedesktop/DBus",
-            Some("org.freedesktop.DBus"),
-            "AddMatch",
-            &rule.as_str(),
-        )
-        .await?;
-    connection.call_method(Some(DESTINATION), PATH, Some(MANAGER), "Subscribe", &()).await?;
-    Ok(())
+impl Manager {
+    pub(crate) async fn connect() -> zbus::Result<Self> {
+        if Path::new(PRIVATE).exists() {
+            let address = format!("unix:path={PRIVATE}");
+            if let Ok(connection) = connection::Builder::address(address.as_str()).p2p().build().await {
+                return Ok(Self { connection, destination: None });
+            }
+        }
+        Ok(Self { connection: Connection::system().await?, destination: Some(DESTINATION) })
+    }
+
+    /// Calls a method of the manager.
+    pub(crate) async fn call<B>(&self, method: &str, body: &B) -> zbus::Result<Message>
+    where
+        B: Serialize + DynamicType,
+    {
+        self.connection.call_method(self.destination, PATH, Some(MANAGER), method, body).await
+    }
+
+    /// A property of a unit.
+    pub(crate) async fn property(
+        &self,
+        unit: &OwnedObjectPath,
+        interface: &str,
+        name: &str,
+    ) -> zbus::Result<OwnedVariant> {
+        let properties = Some("org.freedesktop.DBus.Properties");
+        let body = (interface, name);
+        self.connection.call_method(self.destination, unit, properties, "Get", &body).await?.body().deserialize()
+    }
+
+    /// The ends of jobs from now on: to be had before a job is made, so that its end cannot be missed.
+    pub(crate) async fn jobs(&self) -> zbus::Result<Jobs> {
+        let messages = MessageStream::from(&self.connection);
+        if self.destination.is_some() {
+            let rule =
+                format!("type='signal',sender='{DESTINATION}',interface='{MANAGER}',member='JobRemoved'");
+            let (bus, path) = ("org.freedesktop.DBus", "/org/freedesktop/DBus");
+            self.connection.call_method(Some(bus), path, Some(bus), "AddMatch", &rule.as_str()).await?;
+            self.call("Subscribe", &()).await?;
+        }
+        Ok(Jobs { messages })
+    }
+}
+
+/// The ends of jobs.
+#[derive(Debug)]
+pub(crate) struct Jobs {
+    messages: MessageStream,
+}
+
+impl Jobs {
+    /// How a job ended; none where systemd left before.
+    pub(crate) async fn result(&mut self, job: &OwnedObjectPath) -> Option<String> {
+        loop {
+            let message = next(&mut self.messages).await?;
+            if message.header().member().is_none_or(|member| member != "JobRemoved") {
+                continue;
+            }
+            match message.body().deserialize::<JobRemoved>() {
+                Ok(removed) if removed.job == *job => return Some(removed.result),
+                _ => {}
+            }
+        }
+    }
 }
 
 /// The next message that could be read at all.
-async fn next(messages: &mut MessageStream) -> Option<zbus::Message> {
+pub(crate) async fn next(messages: &mut MessageStream) -> Option<Message> {
     use zbus::export::futures_core::Stream;
     let mut messages = std::pin::pin!(messages);
     std::future::poll_fn(|context| messages.as_mut().poll_next(context)).await?.ok()

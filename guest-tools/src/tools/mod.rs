@@ -6,6 +6,7 @@ mod generate;
 mod info;
 mod status;
 mod trust;
+mod var;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -47,6 +48,9 @@ enum Command {
     /// The hosts that may work in this guest
     #[command(subcommand)]
     Trust(trust::Trust),
+    /// Small named values that the host leaves for this guest, and this guest for its host
+    #[command(subcommand)]
+    Var(var::Var),
     /// Print a shell's completions
     #[command(hide = true)]
     Completions(generate::Completions),
@@ -105,6 +109,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, out: &mut impl Write) 
         Command::Doctor(doctor) => doctor.run(&paths, out),
         Command::Config(config) => config.run(&paths, out),
         Command::Trust(trust) => trust.run(&paths, out),
+        Command::Var(var) => var.run(&paths, out),
         Command::Completions(completions) => completions.run(out),
         Command::Man(man) => man.run(),
     };
