@@ -344,3 +344,179 @@ impl Connection {
         Todo::RESET | Todo::RELEASE | refuse
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+
+    use super::*;
+    use crate::virtio::vsock::spec::TYPE_STREAM;
+
+    fn header(op: Op, flags: u32, len: u32) -> Header {
+        Header {
+            src_cid: 3,
+            dst_cid: 2,
+            src_port: 1,
+            dst_port: 2,
+            len,
+            kind: TYPE_STREAM,
+            op,
+            flags,
+            buf_alloc: 4096,
+            fwd_cnt: 0,
+        }
+    }
+
+    fn packet(connection: &mut Connection, op: Op, flags: u32, len: u32) -> Todo {
+        connection.handle(Event::Packet(&header(op, flags, len)))
+    }
+
+    fn established() -> Connection {
+        let mut connection = Connection::from_guest(&header(Op::Request, 0, 0), 1024);
+        connection.handle(Event::HostConnected);
+        assert_eq!(connection.next_control(), Some((Op::Response, 0)));
+        connection
+    }
+
+    #[test]
+    fn a_request_is_answered_when_the_host_is_reached() {
+        let mut connection = Connection::from_guest(&header(Op::Request, 0, 0), 1024);
+        assert!(!connection.has_control());
+        assert_eq!(connection.readable(), None);
+        assert_eq!(connection.handle(Event::HostConnected), Todo::NOTHING);
+        assert_eq!(connection.readable(), None, "the answer comes before the first byte");
+        assert_eq!(connection.next_control(), Some((Op::Response, 0)));
+        assert_eq!(connection.readable(), Some(4096));
+    }
+
+    #[test]
+    fn a_host_that_cannot_be_reached_resets_the_guest() {
+        let mut connection = Connection::from_guest(&header(Op::Request, 0, 0), 1024);
+        assert_eq!(connection.handle(Event::HostGone), Todo::RESET | Todo::RELEASE);
+        assert_eq!(connection.phase(), Phase::Closed);
+    }
+
+    #[test]
+    fn only_a_response_makes_a_request_a_connection() {
+        let mut connection = Connection::from_host(1024);
+        assert_eq!(connection.next_control(), Some((Op::Request, 0)));
+        assert_eq!(packet(&mut connection, Op::Response, 0, 0), Todo::ANNOUNCE);
+
+        let mut connection = Connection::from_host(1024);
+        let todo = packet(&mut connection, Op::ReadWrite, 0, 5);
+        assert_eq!(todo, Todo::RESET | Todo::RELEASE | Todo::REFUSE);
+    }
+
+    #[test]
+    fn a_shutdown_of_both_directions_in_two_parts_is_one() {
+        let mut connection = established();
+        assert_eq!(packet(&mut connection, Op::Shutdown, SHUTDOWN_SEND, 0), Todo::END_HOST);
+        let todo = packet(&mut connection, Op::Shutdown, SHUTDOWN_RECEIVE, 0);
+        assert!(todo.contains(Todo::RESET | Todo::RELEASE));
+        assert_eq!(connection.phase(), Phase::Draining);
+        connection.handle(Event::Flushed);
+        assert_eq!(connection.phase(), Phase::Closed);
+    }
+
+    #[test]
+    fn a_shutdown_without_flags_means_nothing() {
+        assert_eq!(packet(&mut established(), Op::Shutdown, 0, 0), Todo::NOTHING);
+        assert_eq!(packet(&mut established(), Op::Shutdown, !SHUTDOWN_BOTH, 0), Todo::NOTHING);
+    }
+
+    #[test]
+    fn bytes_after_their_end_are_an_offence() {
+        let mut connection = established();
+        packet(&mut connection, Op::Shutdown, SHUTDOWN_SEND, 0);
+        assert_eq!(packet(&mut connection, Op::ReadWrite, 0, 1), Todo::RESET | Todo::RELEASE);
+    }
+
+    #[test]
+    fn the_hosts_end_is_told_once_and_grows() {
+        let mut connection = established();
+        connection.handle(Event::HostEnded);
+        assert_eq!(connection.next_control(), Some((Op::Shutdown, SHUTDOWN_SEND)));
+        assert_eq!(connection.next_control(), None);
+        let todo = connection.handle(Event::HostGone);
+        assert!(todo.contains(Todo::START_CLOSE_TIMER | Todo::DROP_BYTES));
+        assert_eq!(connection.next_control(), Some((Op::Shutdown, SHUTDOWN_BOTH)));
+        assert_eq!(connection.handle(Event::HostGone), Todo::DROP_BYTES, "the timer starts once");
+    }
+
+    #[test]
+    fn bytes_for_a_deaf_host_are_taken_and_dropped() {
+        let mut connection = established();
+        connection.handle(Event::HostDeaf);
+        assert_eq!(connection.next_control(), Some((Op::Shutdown, SHUTDOWN_RECEIVE)));
+        assert_eq!(packet(&mut connection, Op::ReadWrite, 0, 10), Todo::DISCARD);
+        assert!(connection.readable().is_some(), "the host may still write");
+    }
+
+    #[test]
+    fn credit_is_asked_for_once_until_some_comes() {
+        let mut connection = established();
+        connection.sent(4096);
+        connection.ask_credit();
+        connection.ask_credit();
+        assert_eq!(connection.next_control(), Some((Op::CreditRequest, 0)));
+        // An answer that brings none is no reason to ask again.
+        packet(&mut connection, Op::CreditUpdate, 0, 0);
+        connection.ask_credit();
+        assert_eq!(connection.next_control(), None);
+        let more = Header { fwd_cnt: 1, ..header(Op::CreditUpdate, 0, 0) };
+        connection.handle(Event::Packet(&more));
+        assert_eq!(connection.readable(), Some(1));
+    }
+
+    fn events() -> impl Strategy<Value = (u16, u32, u32)> {
+        (prop_oneof![Just(0u16), 1u16..9, 100u16..106], any::<u32>(), 0u32..2000)
+    }
+
+    proptest! {
+        /// Whatever comes in whatever order: no panic, credit kept, and what is closed stays closed and silent.
+        #[test]
+        fn no_order_of_events_confuses_a_connection(
+            from_host in any::<bool>(),
+            steps in proptest::collection::vec(events(), 0..60),
+        ) {
+            let mut connection = if from_host {
+                Connection::from_host(1024)
+            } else {
+                Connection::from_guest(&header(Op::Request, 0, 0), 1024)
+            };
+            let mut waiting = 0;
+            for (kind, flags, len) in steps {
+                let before = connection.phase();
+                let header = header(Op::from(kind), flags, len);
+                let todo = connection.handle(match kind {
+                    100 => Event::HostConnected,
+                    101 => Event::HostEnded,
+                    102 => Event::HostGone,
+                    103 => Event::HostDeaf,
+                    104 => Event::Flushed,
+                    105 => Event::Expired,
+                    _ => Event::Packet(&header),
+                });
+                if todo.contains(Todo::ACCEPT) {
+                    waiting += len;
+                    prop_assert!(waiting <= 1024, "more than the guest had credit for");
+                    let some = waiting / 2;
+                    connection.forwarded(some);
+                    waiting -= some;
+                }
+                if todo.contains(Todo::DISCARD) {
+                    connection.forwarded(len);
+                }
+                if before == Phase::Closed {
+                    prop_assert_eq!(todo, Todo::NOTHING);
+                    prop_assert_eq!(connection.phase(), Phase::Closed);
+                }
+                if matches!(connection.phase(), Phase::Draining | Phase::Closed) {
+                    prop_assert!(!connection.has_control());
+                    prop_assert_eq!(connection.readable(), None);
+                }
+                connection.next_control();
+            }
+        }
+    }
+}
