@@ -197,6 +197,37 @@ fn a_guest_that_never_answers_is_given_up() {
 }
 
 #[test]
+fn a_busy_listener_is_tried_again() {
+    let mut guest = Guest::new(Layout::default());
+    guest.listen(PORT);
+    guest.set_busy(true);
+    let request = packet(&guest, Op::Request);
+    guest.send(&request, &[]);
+    guest.send(&request, &[]);
+    guest.expect_silence();
+    guest.pass(HANDSHAKE_TIMEOUT / 2);
+    guest.expect_silence();
+    guest.set_busy(false);
+    guest.pass(HANDSHAKE_TIMEOUT / 4);
+    guest.expect(Op::Response);
+    guest.expect_silence();
+    assert!(guest.accept(PORT).is_some() && guest.accept(PORT).is_none());
+    assert!(guest.device.deadline().is_none(), "nothing ticks");
+}
+
+#[test]
+fn a_listener_that_stays_busy_is_given_up() {
+    let mut guest = Guest::new(Layout::default());
+    guest.set_busy(true);
+    let request = packet(&guest, Op::Request);
+    guest.send(&request, &[]);
+    guest.expect_silence();
+    guest.pass(HANDSHAKE_TIMEOUT);
+    guest.expect(Op::Reset);
+    assert!(guest.device.deadline().is_none(), "nothing ticks");
+}
+
+#[test]
 fn bytes_written_before_the_answer_follow_it() {
     let mut guest = Guest::new(Layout::default());
     let mut pipe = guest.connect(GUEST_PORT).unwrap();

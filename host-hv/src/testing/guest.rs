@@ -35,6 +35,7 @@ struct Listeners {
     /// Ports that someone listens on, with the connections not accepted yet.
     ports: HashMap<u32, VecDeque<PipeEnd>>,
     wake: WakeList,
+    busy: bool,
 }
 
 struct PipeHost(Rc<RefCell<Listeners>>);
@@ -42,6 +43,9 @@ struct PipeHost(Rc<RefCell<Listeners>>);
 impl Host for PipeHost {
     fn dial(&mut self, key: &Key) -> Result<Dial, DialError> {
         let mut listeners = self.0.borrow_mut();
+        if listeners.busy {
+            return Err(DialError::Busy { path: String::new() });
+        }
         let (near, far) = pipe(&listeners.wake);
         match listeners.ports.get_mut(&key.peer_port) {
             Some(waiting) if key.peer_cid == HOST_CID => {
@@ -107,6 +111,11 @@ impl Guest {
     /// Someone on the host listens on `port` from now on.
     pub fn listen(&self, port: u32) {
         self.listeners.borrow_mut().ports.entry(port).or_default();
+    }
+
+    /// Whether the host's listeners have as many connections waiting as they want.
+    pub fn set_busy(&self, busy: bool) {
+        self.listeners.borrow_mut().busy = busy;
     }
 
     /// The host's end of a connection that the guest made to `port`.

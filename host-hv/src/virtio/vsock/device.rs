@@ -8,10 +8,12 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::Queue;
 
+use super::HANDSHAKE_TIMEOUT;
 use super::connection::{Connection, Event, Phase, Todo};
 use super::deadline::{Deadlines, Kind};
-use super::host::{Dial, Greeting, Host};
+use super::host::{Dial, DialError, Greeting, Host};
 use super::packet::Header;
+use super::redial::{Due, Redials};
 use super::spec::{
     CONFIG_SIZE, EVENT_QUEUE, EVENT_SIZE, EVENT_TRANSPORT_RESET, GUEST_CID_END, HEADER_SIZE, HOST_CID,
     MIN_GUEST_CID, Op, RX_QUEUE, SHUTDOWN_BOTH, TX_QUEUE, TYPE_STREAM, VIRTIO_VSOCK_F_STREAM,
@@ -23,12 +25,22 @@ use crate::virtio::{Device, Memory, Ring, RingError};
 /// Entries per ring: Linux keeps the receive ring full, and each entry costs it a page.
 const RING_SIZES: [u16; 3] = [1024, 1024, 64];
 
+/// Below this many connections each has the whole buffer.
+const FEW: usize = 256;
+
+/// From this many connections on each has a sixteenth; a quarter between. With the defaults a guest can fill 224 MiB,
+/// and only if that many programs on the host read nothing.
+const MANY: usize = 1024;
+
+/// The smallest buffer.
+const MIN_BUFFER: u32 = 4096;
+
 /// What a guest may use up.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections at a time, those that only drain included.
     pub connections: usize,
-    /// Bytes kept per connection for a host that does not read; at least 4096.
+    /// Bytes kept per connection for a host that does not read, while there are few connections.
     pub buffer: u32,
 }
 
@@ -74,6 +86,7 @@ pub struct Vsock {
     pub(super) table: Table,
     pub(super) resets: Resets,
     deadlines: Deadlines,
+    redials: Redials,
     /// The receive ring had no buffer for us: wait for its kick.
     pub(super) starved: bool,
     /// The transmit ring may hold chains.
@@ -107,6 +120,7 @@ impl Vsock {
             table: Table::default(),
             resets: Resets::default(),
             deadlines: Deadlines::default(),
+            redials: Redials::default(),
             starved: false,
             transmitting: false,
             transport_reset: false,
@@ -146,7 +160,7 @@ impl Vsock {
         if let Some(old) = self.table.find(&key) {
             self.forget(old);
         }
-        let id = self.table.insert(key, Connection::from_host(self.limits.buffer), endpoint, greeting);
+        let id = self.table.insert(key, Connection::from_host(self.credit()), endpoint, greeting);
         if let Some(stream) = self.table.get_mut(id)
             && let Err(error) = self.host.watch(id, &mut stream.endpoint)
         {
@@ -192,7 +206,8 @@ impl Vsock {
     /// When [`run`](Device::run) must be called though nothing happens.
     pub fn deadline(&mut self) -> Option<Instant> {
         let table = &self.table;
-        self.deadlines.next(|kind, id, serial| waits(table, kind, id, serial))
+        let next = self.deadlines.next(|kind, id, serial| waits(table, kind, id, serial));
+        next.into_iter().chain(self.redials.next()).min()
     }
 
     /// Tells the guest that every connection is gone, as after a restore, and closes them.
@@ -224,14 +239,27 @@ impl Vsock {
         match found {
             Some(id) => Some((id, self.feed(id, Event::Packet(header)))),
             None if header.op == Op::Request => {
-                self.guest_connects(key, header);
+                if !self.redials.contains(&key) {
+                    self.guest_connects(key, header, None);
+                }
                 None
             }
             None => {
+                self.redials.forget(&key);
                 self.refuse(key, header);
                 None
             }
         }
+    }
+
+    /// The buffer a new connection may have: less when there are many, so that all together stay within bounds.
+    fn credit(&self) -> u32 {
+        let divisor = match self.table.len() {
+            0..FEW => 1,
+            FEW..MANY => 4,
+            MANY.. => 16,
+        };
+        (self.limits.buffer / divisor).max(MIN_BUFFER)
     }
 
     fn refuse(&mut self, key: Key, header: &Header) {
@@ -240,7 +268,8 @@ impl Vsock {
         }
     }
 
-    fn guest_connects(&mut self, key: Key, header: &Header) {
+    /// `until` is set when the host has been tried before.
+    fn guest_connects(&mut self, key: Key, header: &Header, until: Option<Instant>) {
         if self.table.len() >= self.limits.connections {
             tracing::warn!(
                 cid = self.cid,
@@ -253,11 +282,16 @@ impl Vsock {
             Ok(Dial::Ready(endpoint)) => (endpoint, true),
             Ok(Dial::Pending(pipe)) => (Endpoint::Pipe(pipe), false),
             Err(error) => {
+                let now = (self.clock)();
+                let busy = matches!(error, DialError::Busy { .. });
+                if busy && self.redials.again(*header, now, until.unwrap_or(now + HANDSHAKE_TIMEOUT)) {
+                    return;
+                }
                 tracing::debug!(cid = self.cid, port = key.peer_port, %error, "The guest's connection is refused");
                 return self.refuse(key, header);
             }
         };
-        let machine = Connection::from_guest(header, self.limits.buffer);
+        let machine = Connection::from_guest(header, self.credit());
         let id = self.table.insert(key, machine, endpoint, Greeting::None);
         if let Some(stream) = self.table.get_mut(id)
             && let Err(error) = self.host.watch(id, &mut stream.endpoint)
@@ -363,6 +397,7 @@ impl Vsock {
         }
         self.resets.clear();
         self.deadlines.clear();
+        self.redials.clear();
     }
 
     /// A header to the guest, without credit.
@@ -391,10 +426,16 @@ impl Vsock {
     }
 
     fn expire(&mut self) {
-        if self.deadlines.is_empty() {
+        if self.deadlines.is_empty() && self.redials.next().is_none() {
             return;
         }
         let now = (self.clock)();
+        while let Some(due) = self.redials.pop_due(now) {
+            match due {
+                Due::Dial(header, until) => self.guest_connects(Key::of(&header), &header, Some(until)),
+                Due::GiveUp(header) => self.refuse(Key::of(&header), &header),
+            }
+        }
         while let Some((kind, id, serial)) = self.deadlines.pop_due(now) {
             if waits(&self.table, kind, id, serial) {
                 tracing::debug!(cid = self.cid, ?kind, "A connection timed out");

@@ -24,6 +24,12 @@ pub enum DialError {
         /// The destination.
         cid: u64,
     },
+    /// The listener has as many connections waiting as it wants: try again.
+    #[error("The listener at {path} is busy")]
+    Busy {
+        /// The socket tried.
+        path: String,
+    },
     /// Nobody listens.
     #[error("Nobody on the host listens at {path}")]
     Refused {

@@ -28,7 +28,7 @@
 //! # Where it is
 //!
 //! [`spec`] constants; [`packet`] header; [`credit`] and [`connection`] the pure state machine; [`table`] who is
-//! connected and whose turn it is; [`deadline`] timeouts; `rx` and `tx` the two rings; [`device`] ties them together;
+//! connected and whose turn it is; [`deadline`] and [`redial`] what waits for the clock; `rx` and `tx` the two rings; [`device`] ties them together;
 //! [`host`] how the device reaches the other side: [`uds`] sockets, [`sibling`] another guest.
 
 pub mod connection;
@@ -37,6 +37,7 @@ pub mod deadline;
 pub mod device;
 pub mod host;
 pub mod packet;
+pub mod redial;
 mod rx;
 pub mod sibling;
 pub mod spec;

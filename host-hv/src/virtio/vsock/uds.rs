@@ -274,6 +274,9 @@ impl Host for UdsHost {
         let path = PathBuf::from(path);
         match UnixStream::connect(&path) {
             Ok(stream) => Ok(Dial::Ready(Endpoint::Unix(stream))),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                Err(DialError::Busy { path: path.display().to_string() })
+            }
             Err(source) => Err(DialError::Refused { path: path.display().to_string(), source }),
         }
     }
