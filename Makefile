@@ -1,7 +1,7 @@
 # Hospes: every target does its own set-up on a fresh Debian 12 machine, as root or with sudo, and says what it does.
 
 .NOTPARALLEL:
-.PHONY: help setup lab build guest package test test-crates test-guest check guest-shell clean-lab
+.PHONY: help setup lab build guest package test test-crates test-guest demo bench check fuzz guest-shell clean-lab
 
 # One clock for the whole run: every line of progress tells the time since it began.
 HOSPES_STARTED ?= $(shell date +%s)
@@ -11,8 +11,11 @@ target := $(or $(CARGO_TARGET_DIR),target)
 env := set -eu; . tests/lab/env.sh;
 
 help:
+	@echo 'make demo      boots a guest, installs hospes-tools in it with apt, and tells a story'
 	@echo 'make test      every tier, up to a booted aarch64 guest'
+	@echo 'make bench     what it costs, beside peers and floor, as a table and target/bench.json'
 	@echo 'make check     format, clippy, docs, licences'
+	@echo 'make fuzz      every decoder, coverage-guided'
 	@echo
 	@echo 'make setup     packages, a Rust toolchain where none is there, and what builds for the guest'
 	@echo 'make lab       the guest that the tests boot: Debian 13 for arm64 (4 minutes, once)'
@@ -52,6 +55,14 @@ test-guest: setup lab build guest package
 test: test-crates test-guest
 	@$(env) say 'Every test passed'
 
+demo: setup lab build package
+	@$(env) say 'Telling the story'; \
+	cargo run --quiet --locked -p integration-tests --bin demo
+
+bench: setup lab build guest package
+	@$(env) say 'Measuring'; \
+	cargo run --quiet --locked --profile lab -p integration-tests --bin bench
+
 check: setup
 	@$(env) say 'Checking the format'; \
 	cargo fmt --check || fail 'The format differs: run cargo fmt.'; \
@@ -61,6 +72,9 @@ check: setup
 	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --workspace --no-deps --document-private-items; \
 	sh tests/lab/deny.sh; \
 	say 'Nothing to say'
+
+fuzz: setup
+	@sh protocol/fuzz/run.sh
 
 guest-shell: setup lab build package
 	@$(env) say 'Starting a guest'; \
