@@ -22,7 +22,7 @@ enum Command {
     /// Serve a virtio-vsock device over vhost-user.
     ///
     /// Clients on the host connect to the socket given by --uds, write "CONNECT <port>" and a newline, and read
-    /// "OK <port>" when the guest has agreed, or "ERR <reason>". A guest that connects to port P of cid 2 reaches
+    /// "OK <port>" when the guest has agreed, or "ERR <reason>" before the end. A guest that connects to port P of cid 2 reaches
     /// whoever listens at the same path with "_P" appended. All sockets are made for their owner alone.
     ///
     /// QEMU: -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine TYPE,memory-backend=mem

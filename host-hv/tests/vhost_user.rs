@@ -368,6 +368,15 @@ fn nonsense_instead_of_the_line_is_an_error_line_and_an_end() {
 }
 
 #[test]
+fn clients_that_come_before_the_guest_are_told_so() {
+    let program = Program::start(&["--max-connections", "1"]);
+    let mut first = program.dial(ECHO, b"");
+    let mut second = program.dial(ECHO, b"");
+    assert_eq!(line(&mut second), "ERR the guest has too many connections");
+    assert_eq!(line(&mut first), "ERR the guest is not up");
+}
+
+#[test]
 fn a_thousand_connections_at_once_keep_apart() {
     let program = Program::start(&[]);
     let _guest = program.guest(Layout { tx_buffers: 128, ring: 512, ..Layout::default() });

@@ -23,6 +23,9 @@ use crate::virtio::vsock::spec::HOST_CID;
 use crate::virtio::vsock::uds::{Arrival, Reception, UdsError, UdsHost, bind};
 use crate::virtio::vsock::{ConnectError, Greeting, Limits, Readiness, Vsock};
 
+/// How long a VMM may take for the rest of a request it has begun; all guests wait meanwhile.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Why the server cannot start or go on.
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "the messages say it")]
@@ -272,6 +275,7 @@ impl Guest {
     fn welcome_vmm(&self, number: usize, stream: net::UnixStream, poll: &Poll) -> io::Result<Vmm> {
         // A request is read whole once it has begun; the VMM is not hostile to us, the guest is.
         stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
         let registry = poll.registry().try_clone()?;
         let kick_token = Box::new(move |ring| token(number, Kind::Kick, ring));
         let control = Control::new(self.device.clone(), registry, kick_token);

@@ -19,7 +19,7 @@ use super::spec::{
     MIN_GUEST_CID, Op, RX_QUEUE, SHUTDOWN_BOTH, TX_QUEUE, TYPE_STREAM, VIRTIO_VSOCK_F_STREAM,
 };
 use super::table::{Key, Resets, Stream, StreamId, Table};
-use crate::io::{Endpoint, StreamEnd};
+use crate::io::{ByteRing, Endpoint, StreamEnd};
 use crate::virtio::{Device, Memory, Ring, RingError};
 
 /// Entries per ring: Linux keeps the receive ring full, and each entry costs it a page.
@@ -146,12 +146,15 @@ impl Vsock {
     /// any will do.
     pub fn connect(
         &mut self,
-        endpoint: Endpoint,
+        mut endpoint: Endpoint,
         port: u32,
         from: (u64, Option<u32>),
         greeting: Greeting,
     ) -> Result<StreamId, ConnectError> {
         if self.table.len() >= self.limits.connections {
+            if greeting == Greeting::Line {
+                say(&mut endpoint, "ERR the guest has too many connections\n");
+            }
             return Err(ConnectError::Limit { limit: self.limits.connections });
         }
         let (peer_cid, peer_port) = from;
@@ -309,6 +312,7 @@ impl Vsock {
 
     /// Feeds an event to a stream and does what it asks for, except moving a payload.
     pub(super) fn feed(&mut self, id: StreamId, event: Event<'_>) -> Todo {
+        let up = self.rings[RX_QUEUE].is_some();
         let Some(stream) = self.table.get_mut(id) else { return Todo::NOTHING };
         let key = stream.key;
         let todo = stream.machine.handle(event);
@@ -316,7 +320,11 @@ impl Vsock {
             stream.announce();
         }
         if todo.contains(Todo::REFUSE) {
-            stream.turn_away(event);
+            stream.turn_away(match event {
+                Event::Packet(_) => "ERR refused by the guest\n",
+                Event::Expired if up => "ERR no answer from the guest\n",
+                _ => "ERR the guest is not up\n",
+            });
         }
         if todo.contains(Todo::DEAFEN_HOST) {
             stream.readable = false;
@@ -388,7 +396,7 @@ impl Vsock {
     fn close_all(&mut self) {
         for mut stream in self.table.clear() {
             if stream.machine.phase() == Phase::Requested {
-                stream.turn_away(Event::HostGone);
+                stream.turn_away("ERR the guest was reset\n");
             }
             // What the guest managed to send before it went is the host's; what does not fit now is lost.
             if !stream.outgoing.is_empty() {
@@ -492,29 +500,25 @@ impl Stream {
         match &mut self.endpoint {
             Endpoint::Pipe(pipe) => pipe.accept(),
             Endpoint::Unix(_) if self.greeting == Greeting::Line => {
-                self.say(&format!("OK {}\n", self.key.peer_port));
+                say(&mut self.endpoint, &format!("OK {}\n", self.key.peer_port));
             }
             Endpoint::Unix(_) => {}
         }
     }
 
     /// Firecracker only closes here; a client that checks for `OK` reads this line as the failure it is.
-    fn turn_away(&mut self, why: Event<'_>) {
+    fn turn_away(&mut self, line: &str) {
         if self.greeting == Greeting::Line {
-            self.say(match why {
-                Event::Packet(_) => "ERR refused by the guest\n",
-                Event::Expired => "ERR no answer from the guest\n",
-                _ => "ERR the guest was reset\n",
-            });
+            say(&mut self.endpoint, line);
         }
     }
+}
 
-    /// The first words on a fresh socket, which always fit.
-    fn say(&mut self, line: &str) {
-        self.outgoing.push_bytes(line.as_bytes());
-        self.endpoint.write_ring(&mut self.outgoing);
-        self.outgoing.clear();
-    }
+/// The first words on a fresh socket, which always fit.
+fn say(endpoint: &mut Endpoint, line: &str) {
+    let mut words = ByteRing::default();
+    words.push_bytes(line.as_bytes());
+    endpoint.write_ring(&mut words);
 }
 
 impl Device for Vsock {
