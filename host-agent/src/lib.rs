@@ -18,6 +18,7 @@
 //! * [`identity`], [`pins`]: who we are, and who each guest is.
 //! * [`client`]: opens one connection for one operation; [`connection`] carries its frames.
 //! * [`control`]: questions to a guest, such as what it is.
+//! * [`copy`]: files and trees, either way, and tar archives.
 //! * [`exec`]: drives a command with our own terminal or pipes.
 //! * [`agent`]: the long-running part, and how commands ask it.
 //! * [`cli`]: the `hospes` command, one file for each verb.
@@ -27,6 +28,7 @@ pub mod cli;
 pub mod client;
 pub mod command_error;
 pub mod connection;
+pub mod copy;
 pub mod control;
 pub mod dirs;
 pub mod endpoint;

@@ -112,7 +112,9 @@ impl Place {
         if bytes == b"-" {
             return Self::Tar;
         }
-        let Some(colon) = bytes.iter().position(|byte| *byte == b':') else { return Self::Here(bytes.to_vec()) };
+        let Some(colon) = bytes.iter().position(|byte| *byte == b':') else {
+            return Self::Here(bytes.to_vec());
+        };
         let (name, path) = (&bytes[..colon], &bytes[colon + 1..]);
         // The home itself: a relative path that says so.
         let path = if path.is_empty() { b"." } else { path };
@@ -147,9 +149,8 @@ impl Way {
         if let Place::Guest(vm, target) = target {
             let here = sources.into_iter().map(|place| match place {
                 Place::Here(path) => Ok(path),
-                _ => Err(CommandError::usage("Both sides are in VMs").hint(
-                    "Copy by way of this machine: hospes cp A:PATH - | hospes cp - B:PATH",
-                )),
+                _ => Err(CommandError::usage("Both sides are in VMs")
+                    .hint("Copy by way of this machine: hospes cp A:PATH - | hospes cp - B:PATH")),
             });
             return Ok(Self::Push { vm, sources: here.collect::<Result<_, _>>()?, target });
         }
@@ -165,7 +166,9 @@ impl Way {
         }
         let vm = names.first().cloned().unwrap_or_default();
         if names.iter().any(|name| *name != vm) {
-            return Err(CommandError::usage("The sources are in several VMs").hint("Copy from each on its own"));
+            return Err(
+                CommandError::usage("The sources are in several VMs").hint("Copy from each on its own")
+            );
         }
         Ok(match target {
             Place::Here(target) => Self::Pull { vm, sources: paths, target },
@@ -175,7 +178,9 @@ impl Way {
 
     fn vm(&self) -> &str {
         match self {
-            Self::Push { vm, .. } | Self::Untar { vm, .. } | Self::Pull { vm, .. } | Self::Tar { vm, .. } => vm,
+            Self::Push { vm, .. } | Self::Untar { vm, .. } | Self::Pull { vm, .. } | Self::Tar { vm, .. } => {
+                vm
+            }
         }
     }
 }
@@ -198,7 +203,7 @@ impl Verb for Cp {
             .then(|| bar::Bar::start(Arc::clone(&progress)));
         let copied = self.perform(way, &client, &progress, bar.is_some(), &cancel);
         drop(bar);
-        self.tell(copied?, &client, begun)
+        self.tell(&copied?, &client, begun)
     }
 }
 
@@ -209,8 +214,9 @@ impl Cp {
         }
         let default = std::env::var(VARIABLE).ok().filter(|name| !name.is_empty());
         let name = default.ok_or_else(|| {
-            CommandError::usage("No VM was named")
-                .hint(format_args!("Name one before the colon, or set {VARIABLE}; hospes list shows which there are"))
+            CommandError::usage("No VM was named").hint(format_args!(
+                "Name one before the colon, or set {VARIABLE}; hospes list shows which there are"
+            ))
         })?;
         self.reach.client(&name.parse()?)
     }
@@ -227,13 +233,16 @@ impl Cp {
             self.exclude.iter().map(|pattern| pattern.as_os_str().as_bytes().to_vec()).collect();
         let patterns = Exclude::new(&exclude).map_err(CommandError::usage)?;
         let user = self.user.clone().or_else(|| client.vm().spec.user.clone()).unwrap_or_default();
-        let id = CopyId(identity::random().map_err(|error| CommandError::io("Cannot find random bytes", &error))?);
+        let id = CopyId(
+            identity::random()
+                .map_err(|error| CommandError::local(format_args!("Cannot find random bytes: {error}")))?,
+        );
         match way {
             Way::Push { sources, target, .. } => {
                 let sources = sources_of(&sources)?;
                 let into = into(&sources);
-                let reader =
-                    Reader::new(sources, patterns, true, Arc::clone(progress)).map_err(|error| ours(&error))?;
+                let reader = Reader::new(sources, patterns, true, Arc::clone(progress))
+                    .map_err(|error| ours(&error))?;
                 self.push(client, user, id, target, into, Box::new(reader), cancel)
             }
             Way::Untar { target, .. } => {
@@ -278,7 +287,7 @@ impl Cp {
         copy::push(client, &push, producer, cancel).map_err(CommandError::from)
     }
 
-    fn tell(&self, copied: Copied, client: &Client, begun: Instant) -> Result<u8, CommandError> {
+    fn tell(&self, copied: &Copied, client: &Client, begun: Instant) -> Result<u8, CommandError> {
         if copied.greeting.as_ref().is_some_and(|greeting| greeting.verdict == Verdict::FirstUse)
             && let Some(greeting) = &copied.greeting
         {
@@ -287,7 +296,7 @@ impl Cp {
         }
         let count = copied.ours.count() + copied.theirs.count();
         if self.json {
-            ui::json(&Told::new(&copied, begun))?;
+            ui::json(&Told::new(copied, begun))?;
         } else if !self.quiet {
             list(&copied.ours);
             list(&copied.theirs);
@@ -346,7 +355,9 @@ impl From<CopyError> for CommandError {
         match error {
             CopyError::Client(error) => error.into(),
             CopyError::Request(error) => Self::usage(error),
-            CopyError::Lost { .. } => Self::new("lost", &error).hint("What is in place is whole: copy the rest again"),
+            CopyError::Lost { .. } => {
+                Self::new("lost", &error).hint("What is in place is whole: copy the rest again")
+            }
             CopyError::Transfer(hospes_tree::transfer::TransferError::Ours(error)) => ours(&error),
             CopyError::Transfer(hospes_tree::transfer::TransferError::Cut { .. }) => {
                 Self::new("lost", &error).hint("What is in place is whole: copy the rest again")
@@ -417,14 +428,18 @@ mod tests {
             way(":a :b/ .").unwrap(),
             Way::Pull { vm: String::new(), sources: vec![bytes("a"), bytes("b/")], target: bytes(".") }
         );
-        assert_eq!(way("a dev:").unwrap(), Way::Push { vm: "dev".into(), sources: vec![bytes("a")], target: bytes(".") });
+        assert_eq!(
+            way("a dev:").unwrap(),
+            Way::Push { vm: "dev".into(), sources: vec![bytes("a")], target: bytes(".") }
+        );
         assert_eq!(way("- dev:d").unwrap(), Way::Untar { vm: "dev".into(), target: bytes("d") });
         assert_eq!(way("dev:d -").unwrap(), Way::Tar { vm: "dev".into(), sources: vec![bytes("d")] });
         assert_eq!(
             way("dev:a:b x").unwrap(),
             Way::Pull { vm: "dev".into(), sources: vec![bytes("a:b")], target: bytes("x") }
         );
-        for wrong in ["a b", "dev:a other:b .", "dev:a dev:b other:c", "- a", "a -", "- b dev:c", "dev:a b ."] {
+        for wrong in ["a b", "dev:a other:b .", "dev:a dev:b other:c", "- a", "a -", "- b dev:c", "dev:a b ."]
+        {
             assert!(way(wrong).is_err(), "{wrong}");
         }
     }

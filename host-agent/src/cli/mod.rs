@@ -21,6 +21,7 @@ pub mod agent;
 pub mod attach;
 pub mod complete;
 pub mod completions;
+pub mod cp;
 pub mod doctor;
 pub mod events;
 pub mod exec;
@@ -87,6 +88,7 @@ pub const VERBS: &[Entry] = &[
     entry::<exec::Exec>(),
     entry::<shell::Shell>(),
     entry::<attach::Attach>(),
+    entry::<cp::Cp>(),
     entry::<ps::Ps>(),
     entry::<kill::Kill>(),
     entry::<events::Events>(),

@@ -19,7 +19,7 @@ use tar::{Builder, EntryType, Header};
 const BLOCK: u64 = 512;
 
 /// Zeros, for holes and padding.
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Writes an archive's records as a tar archive.
 pub struct TarWriter<W: Write> {
