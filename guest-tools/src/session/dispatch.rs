@@ -10,7 +10,7 @@ use hospes_protocol::frame::FrameId;
 use super::Worker;
 use crate::connection::Connection;
 use crate::handoff::Handoff;
-use crate::{exec, process};
+use crate::{copy, exec, process};
 
 type Serving = Pin<Box<dyn Future<Output = ()>>>;
 type Serve = fn(Rc<Worker>, Connection, Handoff) -> Serving;
@@ -26,6 +26,9 @@ macro_rules! row {
 const TABLE: &[(FrameId, Serve)] = &[
     row!(EXEC => exec::run::serve),
     row!(EXEC_ATTACH => exec::run::attach),
+    row!(COPY_PUSH => copy::push),
+    row!(COPY_PULL => copy::pull),
+    row!(COPY_RESUME => copy::resume),
     row!(PS => process::list::serve),
     row!(KILL => process::signal::serve),
 ];
