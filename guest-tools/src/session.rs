@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 use crate::connection::Connection;
 use crate::exec::environment::{self, Account, Variables};
 use crate::exec::kept::Commands;
+use crate::forward;
 use crate::process::census::Census;
 use crate::sys::children::{Child, Children};
 use crate::sys::clone::{CloneError, Cloner, Program};
@@ -36,6 +37,8 @@ pub struct Worker {
     /// Whose worker it is.
     pub(crate) account: Account,
     pub(crate) commands: Commands,
+    /// Callers of forwards' listeners that wait for the host.
+    pub(crate) calls: forward::Calls,
     pub(crate) census: Census,
     pub(crate) children: Children,
     environment: RefCell<Variables>,
@@ -57,6 +60,7 @@ impl Worker {
         Ok(Rc::new(Self {
             account,
             commands: Commands::default(),
+            calls: forward::Calls::default(),
             census: Census::default(),
             children: Children::default(),
             environment: RefCell::new(environment),

@@ -20,6 +20,7 @@
 //! * [`control`]: questions to a guest, such as what it is.
 //! * [`copy`]: files and trees, either way, and tar archives.
 //! * [`exec`]: drives a command with our own terminal or pipes.
+//! * [`file`], [`forward`]: file verbs, and carried connections.
 //! * [`agent`]: the long-running part, and how commands ask it.
 //! * [`cli`]: the `hospes` command, one file for each verb.
 
@@ -33,6 +34,8 @@ pub mod control;
 pub mod dirs;
 pub mod endpoint;
 pub mod exec;
+pub mod file;
+pub mod forward;
 pub mod identity;
 pub mod pins;
 pub mod printable;

@@ -10,7 +10,7 @@ use hospes_protocol::frame::FrameId;
 use super::Worker;
 use crate::connection::Connection;
 use crate::handoff::Handoff;
-use crate::{copy, exec, process};
+use crate::{copy, exec, file, forward, process};
 
 type Serving = Pin<Box<dyn Future<Output = ()>>>;
 type Serve = fn(Rc<Worker>, Connection, Handoff) -> Serving;
@@ -31,6 +31,10 @@ const TABLE: &[(FrameId, Serve)] = &[
     row!(COPY_RESUME => copy::resume),
     row!(PS => process::list::serve),
     row!(KILL => process::signal::serve),
+    row!(FILE => file::serve),
+    row!(FORWARD_CONNECT => forward::connect),
+    row!(FORWARD_LISTEN => forward::listen),
+    row!(FORWARD_ACCEPT => forward::accept),
 ];
 
 /// Serves one connection to its end.

@@ -22,10 +22,13 @@ pub mod attach;
 pub mod complete;
 pub mod completions;
 pub mod cp;
+pub mod connect;
 pub mod doctor;
 pub mod events;
 pub mod exec;
+pub mod file;
 pub mod forget;
+pub mod forward;
 pub mod info;
 pub mod ip;
 pub mod key;
@@ -36,6 +39,7 @@ pub mod man;
 pub mod ps;
 pub mod remove;
 pub mod shell;
+pub mod ssh_config;
 pub mod target;
 pub mod wait;
 
@@ -91,6 +95,10 @@ pub const VERBS: &[Entry] = &[
     entry::<cp::Cp>(),
     entry::<ps::Ps>(),
     entry::<kill::Kill>(),
+    entry::<file::File>(),
+    entry::<forward::Forward>(),
+    entry::<connect::Connect>(),
+    entry::<ssh_config::SshConfig>(),
     entry::<events::Events>(),
     entry::<logs::Logs>(),
     entry::<forget::Forget>(),
