@@ -18,10 +18,10 @@ use hospes_protocol::limits::GUEST_PORT;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use serde::{Deserialize, Serialize};
 
-use crate::sys;
+use crate::{printable, sys};
 
-/// Bytes of a `unix:` endpoint's answer to `CONNECT`, which is `OK` and a number.
-const ANSWER_LEN: usize = 32;
+/// Bytes of a `unix:` endpoint's answer to `CONNECT`, which is `OK` and a number, or our own device's `ERR` and a reason.
+const ANSWER_LEN: usize = 128;
 
 /// Where a VM is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -141,10 +141,12 @@ pub enum DialError {
         source: io::Error,
     },
     /// The VMM is there, and nobody listens on the port in its guest.
-    #[error("The VM behind {endpoint} is up, and nothing in it listens on port {GUEST_PORT}")]
+    #[error("The VM behind {endpoint} does not take a connection to port {GUEST_PORT}: {reason}")]
     Refused {
         /// Where.
         endpoint: Endpoint,
+        /// The VMM's words, cleaned, or ours where it only hung up.
+        reason: String,
     },
     /// What answers is no VMM's vsock.
     #[error("What listens at {endpoint} does not answer CONNECT as a VMM does")]
@@ -264,7 +266,7 @@ impl Endpoint {
                 let stream = UnixStream::connect(path).map_err(failed)?;
                 let early = self.select_port(&stream, deadline).map_err(|error| match error {
                     Select::Io(error) => failed(error),
-                    Select::Refused => DialError::Refused { endpoint: self.clone() },
+                    Select::Refused(reason) => DialError::Refused { endpoint: self.clone(), reason },
                     Select::Answer => DialError::Answer { endpoint: self.clone() },
                 })?;
                 Ok(Stream { fd: stream.into(), early })
@@ -284,7 +286,7 @@ impl Endpoint {
             let n = stream.read(&mut bytes).map_err(Select::from)?;
             if n == 0 {
                 // Every such VMM closes the connection where nobody listens in the guest.
-                return Err(if answer.is_empty() { Select::Refused } else { Select::Answer });
+                return Err(if answer.is_empty() { Select::hung_up() } else { Select::Answer });
             }
             answer.extend_from_slice(&bytes[..n]);
             if let Some(end) = answer.iter().position(|byte| *byte == b'\n') {
@@ -292,7 +294,13 @@ impl Endpoint {
                 let good = answer
                     .strip_prefix(b"OK ")
                     .is_some_and(|port| port[..port.len() - 1].iter().all(u8::is_ascii_digit));
-                return if good { Ok(early) } else { Err(Select::Answer) };
+                // Our own device says why; the others only hang up.
+                let reason = answer.strip_prefix(b"ERR ").map(String::from_utf8_lossy);
+                return match reason {
+                    _ if good => Ok(early),
+                    Some(reason) => Err(Select::Refused(printable::line(reason.trim()).into_owned())),
+                    None => Err(Select::Answer),
+                };
             }
             if answer.len() >= ANSWER_LEN {
                 return Err(Select::Answer);
@@ -303,14 +311,20 @@ impl Endpoint {
 
 enum Select {
     Io(io::Error),
-    Refused,
+    Refused(String),
     Answer,
+}
+
+impl Select {
+    fn hung_up() -> Self {
+        Self::Refused("nothing listens there".to_owned())
+    }
 }
 
 impl From<io::Error> for Select {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Refused,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::hung_up(),
             _ => Self::Io(error),
         }
     }

@@ -25,7 +25,7 @@ use hospes_protocol::version::Capabilities;
 use tokio::time;
 
 use super::transport::{Peer, Stream};
-use super::{Daemon, Pending, control, users};
+use super::{Daemon, Place, control, users};
 use crate::audit;
 use crate::handoff::Handoff;
 use crate::trust::Decision;
@@ -74,7 +74,7 @@ enum Purpose {
 }
 
 /// Serves one connection to its end, or to its handover.
-pub(super) async fn serve(daemon: &Arc<Daemon>, stream: Stream, peer: Peer, pending: Pending<'_>) {
+pub(super) async fn serve(daemon: &Arc<Daemon>, stream: Stream, peer: Peer, place: Place<'_>) {
     let mut greeting = Greeting {
         daemon,
         stream: &stream,
@@ -88,7 +88,7 @@ pub(super) async fn serve(daemon: &Arc<Daemon>, stream: Stream, peer: Peer, pend
         Err(WireError::new(ErrorKind::TIMED_OUT, message).into())
     });
     // One that is refused keeps its place until it is gone: nobody gets more than the limit by being refused.
-    let _pending = purpose.is_err().then_some(pending);
+    let _place = purpose.is_err().then_some(place);
     let Greeting { buffer, mut due, who, .. } = greeting;
     let refusal = match purpose {
         Err(End::Gone) => return,

@@ -27,7 +27,7 @@ use hospes_protocol::limits::HANDSHAKE_MS;
 use hospes_protocol::power::Power;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{oneshot, watch as channel};
+use tokio::sync::{Notify, oneshot, watch as channel};
 use tokio::time;
 
 use self::sessions::Sessions;
@@ -121,7 +121,7 @@ pub struct Daemon {
     trust: Mutex<TrustStore>,
     sessions: Mutex<Sessions>,
     refusals: Mutex<Refusals>,
-    pending: AtomicUsize,
+    pending: Pending,
     stopping: channel::Sender<&'static str>,
     /// Counts the times that the guest came back from suspend.
     resumed: channel::Sender<u64>,
@@ -136,12 +136,35 @@ struct Policy {
     error: Option<ConfigError>,
 }
 
-/// Counts a connection that has not yet said what it is.
-struct Pending<'a>(&'a AtomicUsize);
+/// Connections that have not yet said what they are. While there are as many as the limit, the next ones wait in the
+/// kernel's backlog: a crowd is served late, and not refused.
+#[derive(Debug, Default)]
+struct Pending {
+    count: AtomicUsize,
+    fewer: Notify,
+}
 
-impl Drop for Pending<'_> {
+impl Pending {
+    /// Waits until there are fewer than `max`.
+    async fn room(&self, max: usize) {
+        while self.count.load(Ordering::Relaxed) >= max {
+            self.fewer.notified().await;
+        }
+    }
+
+    /// Takes a place, to be held by [`Place`] once the connection's task runs.
+    fn enter(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// One connection's place among them.
+struct Place<'a>(&'a Pending);
+
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+        self.0.fewer.notify_one();
     }
 }
 
@@ -216,6 +239,7 @@ async fn serve(options: Options) -> Result<(), DaemonError> {
 
 async fn accept(daemon: &Arc<Daemon>, listener: &Listener) {
     loop {
+        daemon.pending.room(daemon.config().limits.handshakes).await;
         match listener.accept().await {
             Ok((stream, peer)) => daemon.admit(stream, peer),
             Err(error) if is_passing(&error) => {}
@@ -249,7 +273,7 @@ impl Daemon {
             trust: Mutex::new(trust),
             sessions: Mutex::default(),
             refusals: Mutex::default(),
-            pending: AtomicUsize::new(0),
+            pending: Pending::default(),
             stopping: channel::Sender::new(""),
             resumed: channel::Sender::new(0),
             variables: Mutex::new(Variables::load(&options.paths.run)),
@@ -264,17 +288,11 @@ impl Daemon {
             let error = WireError::new(ErrorKind::UNTRUSTED, "Only the host may connect here");
             return connection::turn_away(self, &stream, &peer.to_string(), &error);
         }
-        let max = self.config().limits.handshakes;
-        if self.pending.load(Ordering::Relaxed) >= max {
-            let message = format!("{max} connections have not yet said what they are, the guest's limit");
-            let error = WireError::new(ErrorKind::BUSY, message).hint("Try again");
-            return connection::turn_away(self, &stream, &peer.to_string(), &error);
-        }
-        self.pending.fetch_add(1, Ordering::Relaxed);
+        self.pending.enter();
         let daemon = Arc::clone(self);
         tokio::spawn(async move {
-            let pending = Pending(&daemon.pending);
-            connection::serve(&daemon, stream, peer, pending).await;
+            let place = Place(&daemon.pending);
+            connection::serve(&daemon, stream, peer, place).await;
         });
     }
 

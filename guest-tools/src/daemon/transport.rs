@@ -9,6 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use hospes_protocol::limits::GUEST_PORT;
+use nix::sys::socket::Backlog;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener};
@@ -108,6 +109,8 @@ impl Listener {
             Address::Vsock => {
                 let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, GUEST_PORT)?;
                 listener.set_nonblocking(true)?;
+                // The library asks for 128, and hundreds of commands may come at once: the kernel would refuse them.
+                nix::sys::socket::listen(&listener, Backlog::MAXCONN)?;
                 Socket::Vsock(listener)
             }
             Address::Unix(path) => {
