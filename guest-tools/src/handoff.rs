@@ -20,6 +20,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hospes_protocol::codec;
 use hospes_protocol::keys::PublicKey;
@@ -44,6 +45,9 @@ const PREFIX_LEN: usize = 4;
 
 const TAKEN: u8 = 1;
 const REFUSED: u8 = 0;
+
+/// How long to wait for room in a worker's backlog that is full.
+const BACKLOG_FULL: Duration = Duration::from_millis(10);
 
 /// What the worker must know to serve a connection from where the daemon left it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,7 +140,7 @@ impl HandoffError {
 /// [`HandoffError`]; the connection is untouched.
 pub async fn send(socket: &Path, connection: BorrowedFd<'_>, handoff: &Handoff) -> Result<(), HandoffError> {
     let head = encode_head(handoff)?;
-    let stream = UnixStream::connect(socket).await.map_err(|source| match source.kind() {
+    let stream = connect(socket).await.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             HandoffError::NoSocket { path: socket.to_owned(), source }
         }
@@ -176,6 +180,16 @@ pub async fn send(socket: &Path, connection: BorrowedFd<'_>, handoff: &Handoff) 
         (0, _) => Err(HandoffError::Died),
         (_, TAKEN) => Ok(()),
         _ => Err(HandoffError::Refused),
+    }
+}
+
+/// Connects. A backlog that is full (`EAGAIN`, unix(7)) gives no event when there is room again, so it is asked for.
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(socket).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(BACKLOG_FULL).await,
+            connected => return connected,
+        }
     }
 }
 

@@ -1,12 +1,10 @@
 //! `hospes exec` and `hospes shell` against a booted guest that got the package by apt, over its real vsock.
 
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Deadline, Guest, Host, Ran, SharedGuest, tools_started, with_tools};
+use integration_tests::{Guest, Host, Ran, SharedGuest, tools_started, with_tools};
 
 static GUEST: SharedGuest = SharedGuest::new(|| with_tools("exec")).prepared(tools_started);
 
@@ -174,51 +172,5 @@ fn a_detached_command_is_found_again_with_its_output() -> Result<()> {
     guest.check("touch /tmp/go-on")?;
     let ran = host.run(&["attach", "vm", id.trim()])?;
     assert_eq!((ran.status, ran.stdout.as_slice()), (3, &b"before\nafter\n"[..]), "{}", ran.stderr);
-    Ok(())
-}
-
-#[test]
-fn five_hundred_at_once_are_all_exact() -> Result<()> {
-    let guest = GUEST.get()?;
-    let host = host(&guest)?;
-    exec(&host, &["true"])?.text()?;
-    let failures = Mutex::new(Vec::new());
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    // Each command waits until all 500 run: they are truly at once.
-    let script = "echo $1; touch /tmp/crowd/$1; until [ -e /tmp/crowd-go ]; do sleep 1; done; echo $1; exit $(($1 % 100))";
-    guest.check("rm -rf /tmp/crowd /tmp/crowd-go; install -d -m 777 /tmp/crowd")?;
-    thread::scope(|scope| -> Result<()> {
-        for _ in 0..500 {
-            scope.spawn(|| {
-                let n = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                let text = n.to_string();
-                let ran = exec(&host, &["sh", "-c", script, "sh", &text]);
-                let expected = format!("{n}\n{n}\n");
-                let good = ran.as_ref().is_ok_and(|ran| {
-                    ran.stdout == expected.as_bytes()
-                        && ran.stderr.is_empty()
-                        && ran.status == i32::try_from(n % 100).unwrap_or(-1)
-                });
-                if !good {
-                    failures.lock().expect("no thread panics").push((n, ran));
-                }
-            });
-        }
-        Deadline::after(Duration::from_secs(300)).poll("500 commands to run at once", || {
-            let count = guest.check("ls /tmp/crowd | wc -l")?;
-            let failed = failures.lock().expect("no thread panics").len();
-            Ok((count.trim() == "500" || failed > 0).then_some(()))
-        })?;
-        guest.check("touch /tmp/crowd-go").map(drop)
-    })?;
-    let failures = failures.into_inner()?;
-    ensure!(failures.is_empty(), "{} of 500 failed, the first: {:?}", failures.len(), failures.first());
-    // What they took is given back: no descriptor and no child stays.
-    let worker = "$(systemctl show -P MainPID hospes-session@1000)";
-    guest.wait_until(&format!("test $(ls /proc/{worker}/fd | wc -l) -lt 40"), Duration::from_secs(60))?;
-    guest.wait_until(
-        "test $(ls /proc/$(systemctl show -P MainPID hospes-toolsd)/fd | wc -l) -lt 40",
-        Duration::from_secs(30),
-    )?;
     Ok(())
 }
