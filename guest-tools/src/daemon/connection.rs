@@ -33,6 +33,8 @@ use crate::verb::{Request, Verb};
 
 /// How long a refused peer may take to read why and to close.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long a guest that goes down may take to take the connection with it.
+const DOWN: Duration = Duration::from_secs(90);
 /// Bytes that it may still send meanwhile.
 const LINGER_BYTES: usize = 4 * 1024 * 1024;
 
@@ -98,9 +100,12 @@ pub(super) async fn serve(daemon: &Arc<Daemon>, stream: Stream, peer: Peer, plac
         }
         Ok(Purpose::Request { payload, host }) => {
             match control::alone(daemon, &stream, &mut due, &payload, host).await {
-                Ok(sent) => {
-                    let _ = time::timeout(LINGER, part(&stream, &due)).await;
-                    drop(sent);
+                Ok(going) => {
+                    let _ = time::timeout(LINGER, stream.write_all(&due)).await;
+                    // The connection of a guest that goes down ends with it: so the host sees that it does.
+                    let linger = if going.is_some() { DOWN } else { LINGER };
+                    drop(going);
+                    let _ = time::timeout(linger, part(&stream, &[])).await;
                     return;
                 }
                 Err(error) => error,

@@ -277,7 +277,8 @@ fn begin_power(
     Ok(answered)
 }
 
-/// Answers a request that came alone, into `due`. For power, what comes back is to be dropped when the answer has left.
+/// Answers a request that came alone, into `due`. Where the guest goes down for it, what comes back is to be dropped
+/// when the answer has left.
 ///
 /// # Errors
 /// What is no request: the host is at fault.
@@ -288,7 +289,7 @@ pub(super) async fn alone(
     payload: &[u8],
     host: PublicKey,
 ) -> Result<Option<oneshot::Sender<()>>, WireError> {
-    let mut sent = None;
+    let mut going = None;
     let reply = match codec::decode::<Request>(payload) {
         Ok(Request { number, ask: Ask::Subscribe }) => {
             let error = WireError::new(ErrorKind::UNSUPPORTED, "Events come in a control session");
@@ -302,9 +303,11 @@ pub(super) async fn alone(
                         due.clear();
                     }
                     match answered.await {
-                        Ok(answer) => {
-                            sent = Some(answer.sent);
-                            answer.reply
+                        Ok(PowerAnswer { reply, sent }) => {
+                            if matches!(&reply, Ok(Answer::Power(done)) if done.refused.is_none()) {
+                                going = Some(sent);
+                            }
+                            reply
                         }
                         Err(_) => Err(lost()),
                     }
@@ -320,7 +323,7 @@ pub(super) async fn alone(
         },
     };
     frame::put(FrameId::REPLY, &reply, due);
-    Ok(sent)
+    Ok(going)
 }
 
 fn lost() -> WireError {
