@@ -4,8 +4,9 @@
 .PHONY: help setup lab build guest package test test-crates test-guest demo bench check fuzz guest-shell clean-lab
 
 # One clock for the whole run: every line of progress tells the time since it began.
-HOSPES_STARTED ?= $(shell date +%s)
-export HOSPES_STARTED
+ifndef HOSPES_STARTED
+export HOSPES_STARTED := $(shell date +%s)
+endif
 
 target := $(or $(CARGO_TARGET_DIR),target)
 env := set -eu; . tests/lab/env.sh;
