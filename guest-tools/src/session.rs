@@ -27,9 +27,13 @@ use crate::forward;
 use crate::process::census::Census;
 use crate::sys::children::{Child, Children};
 use crate::sys::clone::{CloneError, Cloner, Program};
+use crate::sys::limits;
 
 /// Bytes read at once from an output that nobody listens to.
 const SCRATCH: usize = 64 * 1024;
+
+/// Tasks at once whose memory is worth giving back.
+const RUSH: usize = 32;
 
 /// What the worker's tasks share.
 #[derive(Debug)]
@@ -46,6 +50,8 @@ pub struct Worker {
     null: File,
     scratch: RefCell<Vec<u8>>,
     tasks: Cell<usize>,
+    /// The most tasks at once since memory was last given back.
+    peak: Cell<usize>,
     quiet: Notify,
     stop: watch::Sender<bool>,
 }
@@ -64,10 +70,11 @@ impl Worker {
             census: Census::default(),
             children: Children::default(),
             environment: RefCell::new(environment),
-            cloner: RefCell::new(Cloner::new()),
+            cloner: RefCell::new(Cloner::new(limits::raise_descriptors())),
             null: File::open("/dev/null")?,
             scratch: RefCell::default(),
             tasks: Cell::new(0),
+            peak: Cell::new(0),
             quiet: Notify::new(),
             stop: watch::Sender::new(false),
         }))
@@ -102,6 +109,7 @@ impl Worker {
     /// Keeps the worker from ending while the guard lives.
     pub(crate) fn busy(self: &Rc<Self>) -> Busy {
         self.tasks.set(self.tasks.get() + 1);
+        self.peak.set(self.peak.get().max(self.tasks.get()));
         Busy(Rc::clone(self))
     }
 
@@ -117,6 +125,14 @@ impl Worker {
     /// Whether nothing runs and nothing is kept.
     fn is_idle(&self) -> bool {
         self.tasks.get() == 0 && self.commands.is_empty()
+    }
+
+    /// After a rush: gives back what it has taken.
+    fn tidy(&self) {
+        if self.tasks.get() < RUSH / 4 && self.peak.get() >= RUSH {
+            self.peak.set(self.tasks.get());
+            limits::give_memory_back();
+        }
     }
 
     /// Tells every command that the session ends.
@@ -138,7 +154,7 @@ pub(crate) struct Busy(Rc<Worker>);
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.tasks.set(self.0.tasks.get() - 1);
-        if self.0.is_idle() {
+        if self.0.is_idle() || (self.0.peak.get() >= RUSH && self.0.tasks.get() < RUSH / 4) {
             self.0.quiet.notify_one();
         }
     }

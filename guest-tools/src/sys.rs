@@ -3,6 +3,7 @@
 pub(crate) mod children;
 pub(crate) mod clone;
 pub(crate) mod descriptor;
+pub(crate) mod limits;
 pub(crate) mod listener;
 pub(crate) mod signals;
 pub(crate) mod terminal;

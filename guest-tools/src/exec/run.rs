@@ -259,12 +259,19 @@ impl Run {
     /// Everything that can be done without waiting. True where more could be, and others should have their turn first.
     fn turn(&mut self) -> Result<bool, Gone> {
         let mut more = self.listen()?;
-        more |= self.feed();
+        self.feed();
+        self.flush()?;
         more |= self.pump();
+        self.flush()?;
+        // What is kept has no readiness of its own to wait for: where there is room now, on it goes.
+        Ok(more || (0..self.outputs.len()).any(|at| self.may_replay(at)))
+    }
+
+    fn flush(&mut self) -> Result<(), Gone> {
         if let Some(link) = &mut self.link {
             link.connection.try_flush()?;
         }
-        Ok(more)
+        Ok(())
     }
 
     /// Obeys the frames that the host has sent.
@@ -312,9 +319,9 @@ impl Run {
     }
 
     /// Writes on what waits for the command to read it.
-    fn feed(&mut self) -> bool {
+    fn feed(&mut self) {
         if self.stdin.blocked().is_none() {
-            return false;
+            return;
         }
         let fed = self.stdin.resume();
         if let Some(Link { connection, guest, .. }) = &mut self.link {
@@ -323,7 +330,6 @@ impl Run {
                 Err(Closed) => guest.stdin_closed(connection.out()),
             }
         }
-        false
     }
 
     /// Moves output on, each stream in its turn. True where more could be moved.
@@ -391,19 +397,25 @@ impl Run {
 
     /// From what is kept to the host.
     fn replay(&mut self, at: usize) -> bool {
-        let Some(link) = self.link.as_mut().filter(|link| !link.quiet && !link.unwanted[at]) else {
-            return false;
-        };
-        let Some(ring) = &self.outputs[at].ring else { return false };
-        let room = link.guest.room(channel(at));
-        if link.position[at] >= ring.end() || room == 0 || !link.connection.is_clear() {
+        if !self.may_replay(at) {
             return false;
         }
+        let (Some(link), Some(ring)) = (&mut self.link, &self.outputs[at].ring) else { return false };
+        let room = link.guest.room(channel(at));
         let n = ring.copy_from(link.position[at], link.connection.bulk(room));
         link.position[at] += n as u64;
         link.connection.send_bulk(link.guest.output_data(channel(at), n));
         let _ = link.connection.try_flush();
         n > 0
+    }
+
+    fn may_replay(&self, at: usize) -> bool {
+        let (Some(link), Some(ring)) = (&self.link, &self.outputs[at].ring) else { return false };
+        !link.quiet
+            && !link.unwanted[at]
+            && link.position[at] < ring.end()
+            && link.guest.room(channel(at)) > 0
+            && link.connection.is_clear()
     }
 
     /// Whether the command has ended and all its output is read, and sent to whoever listens.
@@ -455,7 +467,7 @@ impl Run {
         if self.entry.is_kept() {
             return false;
         }
-        tracing::info!("Command {} is hung up: {gone}", self.entry.id.0);
+        tracing::debug!("Command {} is hung up: {gone}", self.entry.id.0);
         self.let_go();
         end::hang_up(&self.worker, &self.entry.child).await;
         true

@@ -86,7 +86,7 @@ async fn serve(worker: &Rc<Worker>, source: Source, signals: &Signals, idle: Dur
                     worker.stop();
                 }
             },
-            () = worker.quiet.notified() => {}
+            () = worker.quiet.notified() => worker.tidy(),
             accepted = listener.accept(), if !stopping => match accepted {
                 Ok((stream, _)) => drop(tokio::task::spawn_local(take_over(Rc::clone(worker), stream, own_user))),
                 // Whoever waits is still in the backlog.

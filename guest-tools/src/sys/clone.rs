@@ -69,6 +69,8 @@ pub(crate) struct CloneError {
 /// The stack that children borrow, one after the other: the parent waits while a child is on it.
 pub(crate) struct Cloner {
     stack: Box<[u8]>,
+    /// How many descriptors a child may open.
+    descriptors: libc::rlimit,
 }
 
 /// What parent and child share while the child is on its way.
@@ -84,6 +86,7 @@ struct Launch {
     fds: [c_int; 3],
     terminal: bool,
     mask: libc::sigset_t,
+    descriptors: libc::rlimit,
     step: Step,
     errno: c_int,
 }
@@ -91,8 +94,9 @@ struct Launch {
 const SHELL: &CStr = c"/bin/sh";
 
 impl Cloner {
-    pub(crate) fn new() -> Self {
-        Self { stack: vec![0; STACK].into_boxed_slice() }
+    /// A cloner whose children get this limit on descriptors.
+    pub(crate) fn new(descriptors: libc::rlimit) -> Self {
+        Self { stack: vec![0; STACK].into_boxed_slice(), descriptors }
     }
 
     /// Starts the program in a session of its own and returns its process id, which is also its group's and its
@@ -122,6 +126,7 @@ impl Cloner {
             fds: program.stdio.fds.map(|fd| fd.as_raw_fd()),
             terminal: program.stdio.terminal,
             mask,
+            descriptors: self.descriptors,
             step: Step::Clone,
             errno: 0,
         };
@@ -184,6 +189,9 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
             if libc::dup2(fd, target) < 0 {
                 return failed(launch);
             }
+        }
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const (*launch).descriptors) < 0 {
+            return failed(launch);
         }
         (*launch).step = Step::Cwd;
         if libc::chdir((*launch).cwd) < 0

@@ -32,9 +32,7 @@ impl Signals {
         let mut blocked = read;
         blocked.add(Signal::SIGPIPE);
         blocked.thread_block()?;
-        // The standard library ignores SIGPIPE before main; a child would inherit that.
-        // SAFETY: no handler is installed, only the default restored.
-        unsafe { nix::sys::signal::signal(Signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl)? };
+        restore_defaults()?;
         let fd = SignalFd::with_flags(&read, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         Ok(Self(register(fd, Interest::READABLE)?))
     }
@@ -51,6 +49,19 @@ impl Signals {
             }
         }
     }
+}
+
+/// What is ignored here would be ignored by every command: `SIGPIPE`, which the standard library ignores before main, and
+/// whatever our own starter ignored (a shell's background job ignores `SIGINT`, nohup `SIGHUP`).
+fn restore_defaults() -> io::Result<()> {
+    for signal in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // The standard library's own handlers, which report a stack's overflow, have to stay.
+        if !matches!(signal, Signal::SIGSEGV | Signal::SIGBUS) {
+            // SAFETY: no handler is installed, only the default restored.
+            unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl)? };
+        }
+    }
+    Ok(())
 }
 
 /// Descendants whose parents end become our children, so that none escapes to init.

@@ -135,3 +135,28 @@ fn usage_is_the_commands_own() {
         worker.exec(&shell("i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done")).finish().exited().usage;
     assert!(used.user_us > 0 && used.elapsed_us >= used.user_us / 4 && used.max_rss_kib > 0, "{used:?}");
 }
+
+#[test]
+fn commands_get_the_limits_that_their_session_was_given() {
+    let soft = 300;
+    let worker = Worker::start_with(|command| {
+        let hard = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap().1;
+        let script = format!("ulimit -Sn {soft}; exec \"$0\" \"$@\"");
+        let arguments: Vec<_> = command.get_args().map(std::ffi::OsStr::to_owned).collect();
+        let program = command.get_program().to_owned();
+        *command = std::process::Command::new("sh");
+        command.arg("-c").arg(script).arg(program).args(arguments);
+        assert!(hard > 2000, "this test needs more descriptors than {hard}");
+    });
+    let mut runs: Vec<_> = (0..200)
+        .map(|_| worker.exec(&Exec { stdin: Stdin::STREAM, ..shell("read line; ulimit -Sn") }))
+        .collect();
+    for run in &mut runs {
+        run.until_started();
+    }
+    for run in &mut runs {
+        run.write_stdin(b"go\n");
+        assert_eq!(run.finish().code(), 0);
+        assert_eq!(run.text(), format!("{soft}\n"));
+    }
+}

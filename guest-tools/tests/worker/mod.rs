@@ -1,6 +1,6 @@
 //! A worker process of the test's own, and a host for each of its connections.
 #![expect(unreachable_pub, dead_code, reason = "each test program uses what it needs of this module")]
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
+#![expect(clippy::panic, reason = "a test that cannot go on says where")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
@@ -155,6 +155,12 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Whether a process is there and has not ended.
+pub fn is_alive(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_some_and(|state| state != "Z")
 }
 
 /// How an exec ended, as its host sees it.
