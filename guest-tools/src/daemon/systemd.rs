@@ -1,9 +1,8 @@
-//! Starting units: asked of systemd itself over its private socket, as systemctl does, or over the system bus where that
-//! socket is not ours to open. The connection is made for the request and dropped after it.
-
-use std::path::Path;
+//! Starting units: asked of systemd over the system bus, or over its private socket where there is no bus. The connection
+//! is made for the request and dropped after it.
 
 use serde::{Deserialize, Serialize};
+use zbus::message::Flags;
 use zbus::wire::{DynamicType, Type};
 use zbus::{Connection, Message, MessageStream, OwnedObjectPath, OwnedVariant, connection};
 
@@ -51,40 +50,60 @@ struct JobRemoved {
     result: String,
 }
 
-/// Starts a unit and waits until its job is done.
+/// How far a start has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Started {
+    /// The unit's job is done.
+    Done,
+    /// systemd was asked, and its answer is not to be had: look for what the unit makes.
+    Asked,
+}
+
+/// Starts a unit and waits, where that can be done, until its job is done.
 ///
 /// # Errors
 /// [`UnitError`].
-pub(super) async fn start_unit(unit: &str) -> Result<(), UnitError> {
-    let manager = Manager::connect().await.map_err(UnitError::Unreachable)?;
+pub(super) async fn start_unit(unit: &str) -> Result<Started, UnitError> {
+    let manager = match Manager::connect().await {
+        Ok(manager) => manager,
+        Err(error) => {
+            tracing::debug!("There is no system bus: {error}");
+            ask_privately(unit).await.map_err(UnitError::Unreachable)?;
+            return Ok(Started::Asked);
+        }
+    };
     let mut jobs = manager.jobs().await.map_err(UnitError::Unreachable)?;
     let declined = |source| UnitError::Declined { unit: unit.into(), source };
     let reply = manager.call("StartUnit", &(unit, "replace")).await.map_err(declined)?;
     let job: OwnedObjectPath = reply.body().deserialize().map_err(declined)?;
     let result = jobs.result(&job).await.ok_or_else(|| UnitError::Left { unit: unit.into() })?;
     match result.as_str() {
-        "done" | "skipped" => Ok(()),
+        "done" | "skipped" => Ok(Started::Done),
         _ => Err(UnitError::Job { unit: unit.into(), result }),
     }
+}
+
+/// Asks over systemd's private socket, as systemctl does for root. systemd signs its messages there with a name that
+/// D-Bus keeps for services, which zbus takes for a fault of the message: so no answer is asked for.
+async fn ask_privately(unit: &str) -> zbus::Result<()> {
+    let address = format!("unix:path={PRIVATE}");
+    let connection = connection::Builder::address(address.as_str()).p2p().build().await?;
+    let call = Message::method_call(PATH, "StartUnit")
+        .interface(MANAGER)
+        .with_flags(Flags::NO_REPLY_EXPECTED)
+        .build(&(unit, "replace"))?;
+    connection.send(&call).await
 }
 
 /// A connection to systemd.
 #[derive(Debug)]
 pub(crate) struct Manager {
     connection: Connection,
-    /// On its private socket there is nobody else, and no name.
-    destination: Option<&'static str>,
 }
 
 impl Manager {
     pub(crate) async fn connect() -> zbus::Result<Self> {
-        if Path::new(PRIVATE).exists() {
-            let address = format!("unix:path={PRIVATE}");
-            if let Ok(connection) = connection::Builder::address(address.as_str()).p2p().build().await {
-                return Ok(Self { connection, destination: None });
-            }
-        }
-        Ok(Self { connection: Connection::system().await?, destination: Some(DESTINATION) })
+        Ok(Self { connection: Connection::system().await? })
     }
 
     /// Calls a method of the manager.
@@ -92,7 +111,7 @@ impl Manager {
     where
         B: Serialize + DynamicType,
     {
-        self.connection.call_method(self.destination, PATH, Some(MANAGER), method, body).await
+        self.connection.call_method(Some(DESTINATION), PATH, Some(MANAGER), method, body).await
     }
 
     /// A property of a unit.
@@ -104,19 +123,20 @@ impl Manager {
     ) -> zbus::Result<OwnedVariant> {
         let properties = Some("org.freedesktop.DBus.Properties");
         let body = (interface, name);
-        self.connection.call_method(self.destination, unit, properties, "Get", &body).await?.body().deserialize()
+        self.connection
+            .call_method(Some(DESTINATION), unit, properties, "Get", &body)
+            .await?
+            .body()
+            .deserialize()
     }
 
     /// The ends of jobs from now on: to be had before a job is made, so that its end cannot be missed.
     pub(crate) async fn jobs(&self) -> zbus::Result<Jobs> {
         let messages = MessageStream::from(&self.connection);
-        if self.destination.is_some() {
-            let rule =
-                format!("type='signal',sender='{DESTINATION}',interface='{MANAGER}',member='JobRemoved'");
-            let (bus, path) = ("org.freedesktop.DBus", "/org/freedesktop/DBus");
-            self.connection.call_method(Some(bus), path, Some(bus), "AddMatch", &rule.as_str()).await?;
-            self.call("Subscribe", &()).await?;
-        }
+        let rule = format!("type='signal',sender='{DESTINATION}',interface='{MANAGER}',member='JobRemoved'");
+        let (bus, path) = ("org.freedesktop.DBus", "/org/freedesktop/DBus");
+        self.connection.call_method(Some(bus), path, Some(bus), "AddMatch", &rule.as_str()).await?;
+        self.call("Subscribe", &()).await?;
         Ok(Jobs { messages })
     }
 }

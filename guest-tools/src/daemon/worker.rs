@@ -10,9 +10,10 @@ use std::time::Duration;
 use hospes_protocol::error::{ErrorKind, WireError};
 use tokio::time;
 
-use super::systemd;
+use super::systemd::{self, Started};
 use super::users::Account;
 use crate::handoff::{self, Handoff, HandoffError};
+use crate::watch::Watcher;
 
 /// How long a session may take to begin: PAM modules may ask the network.
 const START: Duration = Duration::from_secs(60);
@@ -40,6 +41,9 @@ pub enum StartError {
     /// systemd did not.
     #[error(transparent)]
     Systemd(#[from] systemd::UnitError),
+    /// The socket's directory cannot be watched.
+    #[error("The session's socket cannot be waited for: {0}")]
+    Watch(io::Error),
     /// The program did not.
     #[error("{} could not be started: {source}", program.display())]
     Command {
@@ -105,11 +109,43 @@ impl Workers {
     async fn start(&self, account: &Account, socket: &Path) -> Result<(), StartError> {
         match &self.starter {
             Starter::Systemd => {
-                Ok(systemd::start_unit(&format!("hospes-session@{}.socket", account.uid)).await?)
+                let appears = Appears::new(socket);
+                match systemd::start_unit(&format!("hospes-session@{}.socket", account.uid)).await? {
+                    Started::Done => Ok(()),
+                    // Until somebody's patience ends: see START.
+                    Started::Asked => Ok(appears.wait().await?),
+                }
             }
             Starter::Command(program) => start_command(program, socket)
                 .map_err(|source| StartError::Command { program: program.clone(), source }),
         }
+    }
+}
+
+/// Waits for a socket to be made.
+struct Appears<'a> {
+    socket: &'a Path,
+    watcher: io::Result<Watcher>,
+}
+
+impl<'a> Appears<'a> {
+    /// Before the socket is asked for, so that its making cannot be missed.
+    fn new(socket: &'a Path) -> Self {
+        let watcher = Watcher::new().map(|mut watcher| {
+            let directory = socket.parent().unwrap_or(socket);
+            watcher.add(directory, None);
+            watcher.add(directory.parent().unwrap_or(directory), Some("session"));
+            watcher
+        });
+        Self { socket, watcher }
+    }
+
+    async fn wait(self) -> Result<(), StartError> {
+        let mut watcher = self.watcher.map_err(StartError::Watch)?;
+        while !self.socket.exists() {
+            watcher.changed().await.map_err(StartError::Watch)?;
+        }
+        Ok(())
     }
 }
 
@@ -134,4 +170,24 @@ fn start_command(program: &Path, socket: &Path) -> io::Result<()> {
     // It is waited for so that it leaves no zombie; only tests and machines without systemd pay this thread.
     std::thread::spawn(move || child.wait());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_waited_for_even_where_its_directory_comes_with_it() {
+        let run = tempfile::tempdir().unwrap();
+        let socket = run.path().join("session/1000.sock");
+        let appears = Appears::new(&socket);
+        let made = async {
+            tokio::task::yield_now().await;
+            std::fs::create_dir(run.path().join("session")).unwrap();
+            tokio::task::yield_now().await;
+            UnixListener::bind(&socket).unwrap()
+        };
+        let (waited, _listener) = tokio::join!(appears.wait(), made);
+        waited.unwrap();
+    }
 }
