@@ -106,7 +106,8 @@ pub fn run(connection: Connection, stdio: &Stdio<'_>, detach: bool) -> Result<Ou
         asked_to_end: 0,
         left: None,
     };
-    if run.stdin.is_none() {
+    if run.terminal && run.stdin.is_none() {
+        // Its reader would wait for keys that never come. A pipe is /dev/null in that case, and needs no telling.
         run.host.stdin_end(&mut run.connection.output);
     }
     run.drive(raw.as_ref())

@@ -214,6 +214,13 @@ pub enum What {
         /// Why, in one word: `poweroff`, `reboot`, `halt`, `suspend`, `upgrade`.
         why: String,
     },
+    /// The guest came back from suspend.
+    Resumed,
+    /// A variable of the guest's changed or went.
+    Variable {
+        /// Its name.
+        name: String,
+    },
     /// A guest that was not added announced itself.
     Announced {
         /// The guest.

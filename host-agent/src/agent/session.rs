@@ -20,7 +20,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::agent::ask::{State, Told};
+use crate::agent::ask::{State, Told, What};
 use crate::agent::state::{Agent, SessionAsk};
 use crate::cli::list::state_of;
 use crate::client::{Client, ClientError};
@@ -266,8 +266,10 @@ impl Link {
                 FrameId::EVENT => match frame.decode() {
                     Ok(Event::Info(info)) => agent.informed(&vm.name, &info, true),
                     Ok(Event::Stopping(why)) => agent.stopping(&vm.name, &why),
-                    // A newer guest's event, or one for another part of us.
-                    _ => (),
+                    Ok(Event::Variable(name)) => agent.tell(Some(&vm.name), What::Variable { name }),
+                    Ok(Event::Resumed) => agent.tell(Some(&vm.name), What::Resumed),
+                    // A newer guest's event.
+                    Err(_) => (),
                 },
                 FrameId::FAILED => return Err(SessionError::Failed(frame.decode()?)),
                 FrameId::UNKNOWN => (),

@@ -328,7 +328,8 @@ impl Agent {
         let _ = self.log.send(line);
     }
 
-    fn tell(&self, vm: Option<&VmName>, what: What) {
+    /// Tells every subscriber.
+    pub(crate) fn tell(&self, vm: Option<&VmName>, what: What) {
         // Without subscribers nobody hears it.
         let _ = self.events.send(Event { at_ms: now_ms(), vm: vm.cloned(), what });
     }

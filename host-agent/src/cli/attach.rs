@@ -53,7 +53,7 @@ impl Verb for Attach {
             stdout: stdout.as_fd(),
             stderr: stderr.as_fd(),
             // Whether the command has a terminal the guest does not say; raw keys are what it would want if it has.
-            terminal: stdin_kind == Kind::Terminal,
+            terminal: !self.no_stdin && stdin_kind == Kind::Terminal,
             detach_keys: Keys(vec![0x10, 0x11]).0,
         };
         finish(run(connection, &stdio, false)?, &client)

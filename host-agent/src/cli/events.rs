@@ -13,8 +13,9 @@ use crate::vm::VmName;
 ///
 /// With --json, an object on a line for each event: {"at_ms", "vm", "event", …}. "event" is added {"endpoint"},
 /// removed, connected {"fingerprint", "first_use"}, disconnected and refused {"error": {"message", "hint"}}, info
-/// {"info", as hospes info shows it}, stopping {"why"}, announced {"guest": {"endpoint", "hostname", "fingerprint",
-/// "at"}} or missed {"count"}. "vm" is null where the event is about none; programs pass over events they do not know.
+/// {"info", as hospes info shows it}, stopping {"why"}, resumed, variable {"name"}, announced {"guest": {"endpoint",
+/// "hostname", "fingerprint", "at"}} or missed {"count"}. "vm" is null where the event is about none; programs pass
+/// over events they do not know.
 ///
 /// The agent tells the events, so it must run.
 #[derive(Debug, Parser)]
@@ -75,6 +76,8 @@ fn text(event: &Event) -> String {
             format!("info: {} {}", clean(&info.hostname), addresses.join(" "))
         }
         What::Missed { count } => format!("{count} events were missed"),
+        What::Resumed => "resumed".to_owned(),
+        What::Variable { name } => format!("variable {} changed", clean(name)),
         What::Stopping { why } => format!("stopping: {}", clean(why)),
         What::Announced { guest } => {
             format!("{} announced itself at {}", clean(&guest.hostname), guest.endpoint)

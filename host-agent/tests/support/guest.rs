@@ -334,7 +334,7 @@ impl Peer {
         let mut command = Played {
             guest: exec::Guest::new(),
             out: Vec::new(),
-            stdin_ended: false,
+            stdin_ended: exec.stdin == exec::Stdin::NULL && exec.terminal.is_none(),
             gone: [false; 3],
             stdin: Vec::new(),
         };
