@@ -17,8 +17,8 @@
 //! * [`endpoint`]: how a VM's vsock is reached from here.
 //! * [`identity`], [`pins`]: who we are, and who each guest is.
 //! * [`client`]: opens one connection for one operation; [`connection`] carries its frames.
-//! * [`control`]: questions to a guest, such as what it is.
 //! * [`copy`]: files and trees, either way, and tar archives.
+//! * [`control`]: questions to a guest, such as what it is.
 //! * [`exec`]: drives a command with our own terminal or pipes.
 //! * [`file`], [`forward`]: file verbs, and carried connections.
 //! * [`agent`]: the long-running part, and how commands ask it.
@@ -29,8 +29,8 @@ pub mod cli;
 pub mod client;
 pub mod command_error;
 pub mod connection;
-pub mod copy;
 pub mod control;
+pub mod copy;
 pub mod dirs;
 pub mod endpoint;
 pub mod exec;
@@ -40,6 +40,7 @@ pub mod identity;
 pub mod pins;
 pub mod printable;
 pub mod registry;
+pub mod request;
 pub mod signal;
 pub mod stdio;
 pub mod sys;

@@ -21,8 +21,8 @@ pub mod agent;
 pub mod attach;
 pub mod complete;
 pub mod completions;
-pub mod cp;
 pub mod connect;
+pub mod cp;
 pub mod doctor;
 pub mod events;
 pub mod exec;
@@ -36,11 +36,13 @@ pub mod kill;
 pub mod list;
 pub mod logs;
 pub mod man;
+pub mod power;
 pub mod ps;
 pub mod remove;
 pub mod shell;
 pub mod ssh_config;
 pub mod target;
+pub mod var;
 pub mod wait;
 
 /// A verb of the command.
@@ -95,6 +97,10 @@ pub const VERBS: &[Entry] = &[
     entry::<cp::Cp>(),
     entry::<ps::Ps>(),
     entry::<kill::Kill>(),
+    entry::<var::Var>(),
+    entry::<power::Stop>(),
+    entry::<power::Reboot>(),
+    entry::<power::Suspend>(),
     entry::<file::File>(),
     entry::<forward::Forward>(),
     entry::<connect::Connect>(),
