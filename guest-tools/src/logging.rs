@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Metadata, Subscriber};
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::{Layer, Registry};
 
@@ -49,7 +50,13 @@ pub fn init(identifier: &str) {
     let journal = stderr_is_the_journal().then(|| tracing_journald::Layer::new().ok()).flatten();
     let _ = match journal {
         Some(journal) => {
+            let ordinary = PriorityMappings {
+                info: Priority::Informational,
+                debug: Priority::Debug,
+                ..PriorityMappings::new()
+            };
             let journal = journal
+                .with_priority_mappings(ordinary)
                 .with_syslog_identifier(identifier.to_owned())
                 .with_field_prefix(Some("HOSPES".to_owned()));
             tracing::subscriber::set_global_default(subscriber.with(journal.with_filter(ByLevel)))

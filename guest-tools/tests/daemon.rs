@@ -240,7 +240,7 @@ fn silent_connections_hold_others_up_until_the_deadline_and_no_longer() {
     let mut third = guest.connect();
     third.send(b"GET / HTTP/1.1\r\n\r\n");
     // A byte now and then buys no time.
-    silent[0].send(&[FrameId::CLIENT_HELLO.0 as u8]);
+    silent[0].send(&FrameId::CLIENT_HELLO.0.to_le_bytes()[..1]);
     for connection in &mut silent {
         assert_eq!(connection.refused().kind, ErrorKind::TIMED_OUT);
     }

@@ -77,10 +77,13 @@ impl Trust {
                 let rest = store()?.hosts.len();
                 match (was, rest) {
                     (_, 1..) => {
-                        writeln!(out, "Hosts that were added stay trusted, so nobody gets in by being first")?
+                        writeln!(
+                            out,
+                            "Hosts that were added stay trusted, so nobody gets in by being first"
+                        )?;
                     }
                     (true, _) => {
-                        writeln!(out, "The first host is forgotten: the next one to come is the first")?
+                        writeln!(out, "The first host is forgotten: the next one to come is the first")?;
                     }
                     (false, _) => writeln!(out, "No first host was known")?,
                 }
