@@ -2,7 +2,7 @@
 
 use std::net::Shutdown;
 
-use host_hv::io::PipeEnd;
+use host_hv::io::{Endpoint, PipeEnd};
 use host_hv::testing::driver::{Layout, Shape};
 use host_hv::testing::guest::{CID, Guest, read_all};
 use host_hv::testing::queue::Piece;
@@ -11,8 +11,8 @@ use host_hv::virtio::vsock::packet::Header;
 use host_hv::virtio::vsock::spec::{
     HEADER_SIZE, HOST_CID, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
 };
-use host_hv::virtio::vsock::{CLOSE_TIMEOUT, HANDSHAKE_TIMEOUT, Limits};
-use std::io::IoSlice;
+use host_hv::virtio::vsock::{CLOSE_TIMEOUT, Greeting, HANDSHAKE_TIMEOUT, Limits, Readiness};
+use std::io::{IoSlice, Write};
 use vm_memory::{Bytes, GuestAddress};
 
 const PORT: u32 = 1024;
@@ -49,6 +49,21 @@ fn shutdown(guest: &mut Guest, flags: u32) {
 
 fn write(pipe: &mut PipeEnd, bytes: &[u8]) {
     pipe.write_bytes(&[IoSlice::new(bytes)]);
+}
+
+/// All bytes up to the end, which must come.
+fn read_to_end(guest: &mut Guest, pipe: &mut PipeEnd) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for round in 0.. {
+        let (some, end) = read_all(pipe);
+        bytes.extend(some);
+        if end {
+            break;
+        }
+        assert!(round < 1000, "no end after {} bytes", bytes.len());
+        guest.work();
+    }
+    bytes
 }
 
 /// Bytes that no two offsets share by accident.
@@ -264,6 +279,24 @@ fn the_hosts_end_of_writing_reaches_the_guest_after_its_last_byte() {
 }
 
 #[test]
+fn an_end_that_is_announced_with_the_last_bytes_is_seen() {
+    let mut guest = Guest::new(Layout::default());
+    let (near, mut far) = mio::net::UnixStream::pair().unwrap();
+    let id =
+        guest.device.connect(Endpoint::Unix(near), GUEST_PORT, (HOST_CID, None), Greeting::None).unwrap();
+    let (request, _) = guest.expect(Op::Request);
+    let response = guest.driver.header(GUEST_PORT, request.src_port, Op::Response);
+    guest.send(&response, &[]);
+    guest.expect_silence();
+    far.write_all(b"last").unwrap();
+    far.shutdown(Shutdown::Write).unwrap();
+    // The one and only event for both.
+    guest.device.stream_ready(id, Readiness { readable: true, ended: true, ..Readiness::default() });
+    assert_eq!(guest.expect(Op::ReadWrite).1, b"last");
+    assert_eq!(guest.expect(Op::Shutdown).0.flags, SHUTDOWN_SEND);
+}
+
+#[test]
 fn a_guest_that_closes_is_answered_by_a_reset_and_its_bytes_arrive() {
     let (mut guest, mut pipe) = connected(Layout::default());
     let bytes = pattern(200_000);
@@ -272,16 +305,7 @@ fn a_guest_that_closes_is_answered_by_a_reset_and_its_bytes_arrive() {
     }
     shutdown(&mut guest, SHUTDOWN_BOTH);
     guest.expect(Op::Reset);
-    let mut got = Vec::new();
-    loop {
-        let (some, end) = read_all(&mut pipe);
-        got.extend(some);
-        if end {
-            break;
-        }
-        guest.work();
-    }
-    assert!(got == bytes);
+    assert!(read_to_end(&mut guest, &mut pipe) == bytes);
     assert_eq!(guest.device.streams(), 0);
 }
 
@@ -299,26 +323,24 @@ fn a_guest_may_reuse_its_port_while_old_bytes_drain() {
     guest.expect(Op::Response);
     let mut new = guest.accept(PORT).unwrap();
     send_data(&mut guest, b"new");
-    let mut got = Vec::new();
-    while !{
-        let (some, end) = read_all(&mut old);
-        got.extend(some);
-        end
-    } {
-        guest.work();
-    }
-    assert!(got == bytes);
+    assert!(read_to_end(&mut guest, &mut old) == bytes);
     assert_eq!(read_all(&mut new).0, b"new");
 }
 
 #[test]
 fn a_request_on_a_live_connection_replaces_it() {
     let (mut guest, mut old) = connected(Layout::default());
+    let bytes = pattern(200_000);
+    for chunk in bytes.chunks(50_000) {
+        send_data(&mut guest, chunk);
+    }
     let request = packet(&guest, Op::Request);
     guest.send(&request, &[]);
     guest.expect(Op::Response);
     guest.expect_silence();
-    assert!(read_all(&mut old).1);
+    let got = read_to_end(&mut guest, &mut old);
+    assert_eq!(got.len(), bytes.len());
+    assert!(got == bytes);
     let mut new = guest.accept(PORT).unwrap();
     send_data(&mut guest, b"new");
     assert_eq!(read_all(&mut new).0, b"new");
@@ -531,8 +553,12 @@ fn a_busy_stream_does_not_keep_the_others_waiting() {
             guest.accept(PORT).unwrap()
         })
         .collect();
+    // Some are before it in the order of turns and some behind.
+    for pipe in &mut pipes[1..5] {
+        write(pipe, b"small");
+    }
     write(&mut pipes[0], &pattern(100_000));
-    for pipe in &mut pipes[1..] {
+    for pipe in &mut pipes[5..] {
         write(pipe, b"small");
     }
     let mut seen = std::collections::HashSet::new();
