@@ -203,6 +203,8 @@ fn list_is_instant_whatever_the_vms_do() {
     home.add("well", &guest);
     let states = || ["gone", "mute", "well"].map(|vm| state(&home, vm));
     assert_eq!(states(), ["unreachable", "unreachable", "connected"]);
+    let table = home.good(["list"]);
+    assert!(table.contains("192.0.2.7"), "{table}");
     let _agent = Agent::start(&home);
     eventually("what can be known", || states() == ["unreachable", "connecting", "connected"]);
     let table = home.good(["list"]);

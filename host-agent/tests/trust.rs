@@ -59,6 +59,7 @@ fn a_guest_that_refuses_us_is_quoted() {
     guest.state.lock().unwrap().refuse = Some(refusal);
     let output = home.run(["exec", "dev", "true", "--json"]);
     assert_eq!(output.status.code(), Some(125));
+    assert!(text(&output.stderr).starts_with("Error: "), "the option was the guest command's");
     assert!(text(&output.stderr).contains("not SHA256:bb") && text(&output.stderr).contains("Do this"));
 }
 

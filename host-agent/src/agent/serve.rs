@@ -2,6 +2,7 @@
 
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use nix::unistd::getuid;
 use serde::Serialize;
@@ -9,6 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tokio::time::sleep;
 
 use crate::agent::ask::{Answer, Event, LogLine, Question, What};
 use crate::agent::session::answered;
@@ -34,9 +36,12 @@ pub(crate) async fn accept(listener: UnixListener, agent: Rc<Agent>) -> io::Erro
                 Ok(uid) => agent.log(None, format_args!("refused a command of user {uid}")),
                 Err(error) => agent.log(None, format_args!("refused a command of nobody known: {error}")),
             },
-            // Out of descriptors for the moment, or a peer that was gone at once: the next one may do.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => (),
-            Err(error) => return error,
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return error,
+            // A peer that was gone at once, or no descriptor to spare: in a moment there may be one.
+            Err(error) => {
+                agent.log(None, format_args!("could not take a command: {error}"));
+                sleep(Duration::from_millis(100)).await;
+            }
         }
     }
 }

@@ -5,11 +5,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use hospes_protocol::control::{Answer as GuestAnswer, Ask as AskGuest};
 
 use crate::agent::ask::{Answer, Ask, Listing, Question, State, Told, VmStatus};
 use crate::cli::{Verb, VmPlace};
 use crate::client::{Client, ClientError};
 use crate::command_error::CommandError;
+use crate::control;
+use crate::pins::Pins;
 use crate::printable;
 use crate::registry::{Listed, Registry};
 use crate::ui::{self, Paint, Table};
@@ -84,8 +87,8 @@ fn probe(entries: Vec<Listed>) -> Vec<VmStatus> {
                 awaited += 1;
                 let sender = sender.clone();
                 thread::spawn(move || {
-                    let answer = Client::new(vm).without_agent().timeout(PATIENCE).greet(&[]);
-                    let _ = sender.send((at, answer.map(|(_, greeting)| greeting.session.peer)));
+                    let client = Client::new(vm).without_agent().timeout(PATIENCE);
+                    let _ = sender.send((at, control::ask(&client, AskGuest::Info)));
                 });
             }
             Err((name, error)) => list.push(VmStatus {
@@ -105,10 +108,14 @@ fn probe(entries: Vec<Listed>) -> Vec<VmStatus> {
         let Ok((at, answer)) = answers.recv_timeout(left) else { break };
         let entry: &mut VmStatus = &mut list[at];
         match answer {
-            Ok(key) => {
+            Ok(answer) => {
                 entry.state = State::Connected;
                 entry.error = None;
-                entry.fingerprint = Some(key.fingerprint());
+                let pin = Pins::open().ok().and_then(|pins| pins.load(&entry.name).ok().flatten());
+                entry.fingerprint = pin.map(|pin| pin.key.fingerprint());
+                if let GuestAnswer::Info(info) = answer {
+                    entry.info = Some(info);
+                }
             }
             Err(error) => {
                 entry.state = state_of(&error);
@@ -158,7 +165,8 @@ fn print(listing: &Listing) -> Result<(), CommandError> {
     }
     let mut table = Table::new(&["NAME", "STATE", "ADDRESS", "SYSTEM", "ENDPOINT"]);
     for vm in &listing.vms {
-        let info = vm.info.as_deref();
+        // What a guest said before it went is not so any more.
+        let info = vm.info.as_deref().filter(|_| vm.state == State::Connected);
         let address = info.and_then(|info| crate::cli::ip::addresses(info).next());
         let address = address.map_or("-".to_owned(), |address| printable::line(&address).into_owned());
         let system = info.map_or("-".to_owned(), |info| printable::line(&info.os).into_owned());

@@ -142,7 +142,9 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         // Does nothing, and goes on, where the variable is somebody else's.
         CompleteEnv::with_factory(whole).complete();
     }
-    let json = argv.iter().take_while(|word| *word != "--").any(|word| word == "--json");
+    // Behind exec and shell, the word is the guest command's.
+    let guests = argv.get(1).is_some_and(|verb| verb == "exec" || verb == "shell");
+    let json = !guests && argv.iter().take_while(|word| *word != "--").any(|word| word == "--json");
     match dispatch(argv) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
