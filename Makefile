@@ -43,7 +43,7 @@ guest: setup
 	cargo build --quiet --locked --profile lab --target $$guest_target -p integration-tests --bin floor
 
 package: setup
-	@sh packaging/build-deb.sh arm64 --profile lab --out $(target)/packages
+	@sh packaging/build-deb.sh arm64 --out $(target)/packages
 
 test-crates: setup
 	@$(env) say 'Testing the crates on this machine'; \

@@ -14,14 +14,14 @@ packages="
     qemu-user-static binfmt-support arch-test
     mmdebstrap debian-archive-keyring
     e2fsprogs cpio xz-utils
-    openssh-client
+    openssh-client rsync
     dpkg-dev fakeroot
 "
 # ca-certificates             cargo fetches crates
 # gcc…                        links for this machine, and for the guest
 # qemu-system-arm             boots the guest; qemu-user-static runs its programs here
 # mmdebstrap, e2fsprogs, cpio make its disk and its initramfs
-# openssh-client              the lab's key, and the peer that `make bench` measures against
+# openssh-client, rsync       the lab's key, the peer that `make bench` measures against, what the demo carries
 # dpkg-dev, fakeroot          build the packages
 
 missing_packages() {

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -122,6 +123,7 @@ pub struct Guest {
     directory: Directory,
     ssh_port: Option<u16>,
     shell: RwLock<Arc<Shell>>,
+    hushed: AtomicBool,
     // Fields are dropped in this order: the machine before its devices, the lock on the directory last.
     machine: Mutex<Machine>,
     vsock: Option<Mutex<Process>>,
@@ -166,8 +168,17 @@ impl Guest {
         }
         let (machine, shell) = Machine::start(&path, &words)?;
         let shell = RwLock::new(Arc::new(shell));
-        let guest =
-            Self { spec, lab, directory, ssh_port, shell, machine: Mutex::new(machine), vsock, _lock: lock };
+        let guest = Self {
+            spec,
+            lab,
+            directory,
+            ssh_port,
+            shell,
+            hushed: AtomicBool::new(false),
+            machine: Mutex::new(machine),
+            vsock,
+            _lock: lock,
+        };
         guest.wait_boot(None, &deadline)?;
         if frozen.is_some() {
             guest.thaw(&devices).with_context(|| guest.story())?;
@@ -309,6 +320,11 @@ impl Guest {
         lock(&self.machine).qmp.execute(command, arguments)
     }
 
+    /// All is well: the end of its console is not worth showing.
+    pub fn hush(&self) {
+        self.hushed.store(true, Ordering::Relaxed);
+    }
+
     /// QEMU's process id.
     pub fn qemu_pid(&self) -> u32 {
         lock(&self.machine).qemu.pid()
@@ -383,7 +399,9 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        eprintln!("{}", self.story());
+        if !self.hushed.load(Ordering::Relaxed) {
+            eprintln!("{}", self.story());
+        }
     }
 }
 

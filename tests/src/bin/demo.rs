@@ -5,8 +5,11 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -130,6 +133,9 @@ fn tell(story: &mut Story) -> Result<()> {
         say.printed("(on the guest's console) reboot: Power down");
         Ok(())
     });
+    if !story.failed {
+        guest.hush();
+    }
     Ok(())
 }
 
@@ -164,46 +170,42 @@ fn in_a_terminal(host: &Host, words: &[&str], (rows, cols): (u16, u16)) -> Resul
         .stdin(Stdio::null())
         .output()
         .context("Could not run script(1)")?;
-    Ok(String::from_utf8_lossy(&output.stdout).replace('\r', ""))
+    // script(1) sends its own end of file through the terminal, which echoes it.
+    Ok(String::from_utf8_lossy(&output.stdout).replace(['\r', '\0', '\u{4}', '\u{8}'], "").replace("^@", ""))
 }
 
 fn through_a_forward(host: &Host) -> Result<String> {
     let mut forward = host
-        .command(&["forward", "dev", "-L", "127.0.0.1:0:localhost:8080"])
+        .command(&["forward", "--json", "dev", "-L", "127.0.0.1:0:localhost:8080"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
         .spawn()?;
-    let fetch = || -> Result<String> {
-        let mut line = String::new();
-        let stderr = forward.stderr.take().context("stderr is a pipe")?;
-        // The forward says on stderr what it listens on.
-        let mut said = BufReader::new(stderr);
-        let port = loop {
-            line.clear();
-            ensure!(said.read_line(&mut line)? > 0, "the forward ended at once");
-            let found = line
-                .split("127.0.0.1:")
-                .nth(1)
-                .map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
-            if let Some(port) = found.and_then(|digits| digits.parse::<u16>().ok()).filter(|port| *port != 0)
-            {
-                break port;
-            }
-        };
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page)?;
-        Ok(page.rsplit("\r\n\r\n").next().unwrap_or_default().to_owned())
-    };
-    let mut fetch = fetch;
-    let page = fetch();
+    let said = forward.stdout.take();
+    let page = said.context("stdout is a pipe").and_then(fetch);
     // It runs until it is told to end.
     let _ = forward.kill();
     let _ = forward.wait();
     page
+}
+
+/// Fetches a page by way of the forward that says on `said` which port it listens on.
+fn fetch(said: impl Read + Send + 'static) -> Result<String> {
+    let (sender, first) = mpsc::channel();
+    thread::spawn(move || {
+        let mut line = String::new();
+        let read = BufReader::new(said).read_line(&mut line);
+        sender.send(read.map(|_| line))
+    });
+    let line =
+        first.recv_timeout(Duration::from_secs(60)).context("The forward said nothing for a minute")??;
+    let listening: serde_json::Value = serde_json::from_str(&line).context("The forward ended at once")?;
+    let port = listening["port"].as_u64().and_then(|port| u16::try_from(port).ok());
+    let mut stream = TcpStream::connect(("127.0.0.1", port.with_context(|| format!("no port in {line}"))?))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page)?;
+    Ok(page.rsplit("\r\n\r\n").next().unwrap_or_default().to_owned())
 }
 
 /// The steps so far, for the table at the end.
