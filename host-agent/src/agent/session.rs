@@ -68,7 +68,7 @@ pub(crate) async fn run(agent: Rc<Agent>, vm: Vm, wake: Rc<Notify>) {
             .endpoint
             .path()
             .and_then(Path::parent)
-            .is_some_and(|dir| agent.watcher.watch(dir).is_ok());
+            .is_some_and(|dir| agent.watcher.watch_names(dir).is_ok());
         let wait = match connect(&vm).await {
             Ok((connection, greeting)) => {
                 let (asks, questions) = mpsc::unbounded_channel();

@@ -85,7 +85,7 @@ impl Agent {
         for dir in [registry.dir(), &pins_dir] {
             crate::dirs::create(dir)?;
             // Where nothing tells of changes, commands do.
-            let _ = watcher.watch(dir);
+            let _ = watcher.watch_files(dir);
         }
         Ok(Self {
             registry,

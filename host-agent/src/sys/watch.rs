@@ -43,17 +43,30 @@ mod linux {
             Ok(Self { inotify, ready, watched: RefCell::default() })
         }
 
-        /// Watches a directory. To ask twice changes nothing.
+        /// Watches a directory for files that appear, change or go. To ask twice changes nothing.
         ///
         /// # Errors
         /// The operating system's: it is not there, or may not be read.
-        pub fn watch(&self, dir: &Path) -> io::Result<()> {
-            let flags = AddWatchFlags::IN_CREATE
+        pub fn watch_files(&self, dir: &Path) -> io::Result<()> {
+            let more =
+                AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_CLOSE_WRITE;
+            self.add(dir, more)
+        }
+
+        /// Watches a directory for names that appear, and for nothing else: it may be a busy one, such as `/tmp`.
+        ///
+        /// # Errors
+        /// As [`watch_files`](Self::watch_files).
+        pub fn watch_names(&self, dir: &Path) -> io::Result<()> {
+            self.add(dir, AddWatchFlags::empty())
+        }
+
+        fn add(&self, dir: &Path, more: AddWatchFlags) -> io::Result<()> {
+            // Added to what the directory is watched for already, should it be both.
+            let flags = more
+                | AddWatchFlags::IN_CREATE
                 | AddWatchFlags::IN_MOVED_TO
-                | AddWatchFlags::IN_MOVED_FROM
-                | AddWatchFlags::IN_DELETE
-                | AddWatchFlags::IN_CLOSE_WRITE
-                | AddWatchFlags::IN_ATTRIB
+                | AddWatchFlags::IN_MASK_ADD
                 | AddWatchFlags::IN_ONLYDIR;
             let watch = self.inotify.add_watch(dir, flags)?;
             self.watched.borrow_mut().insert(watch, dir.to_owned());
@@ -112,7 +125,15 @@ mod other {
         ///
         /// # Errors
         /// `Unsupported`.
-        pub fn watch(&self, _dir: &Path) -> io::Result<()> {
+        pub fn watch_files(&self, _dir: &Path) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        /// Always `Unsupported`.
+        ///
+        /// # Errors
+        /// `Unsupported`.
+        pub fn watch_names(&self, _dir: &Path) -> io::Result<()> {
             Err(io::ErrorKind::Unsupported.into())
         }
 
