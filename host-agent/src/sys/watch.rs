@@ -66,7 +66,7 @@ mod linux {
             let flags = more
                 | AddWatchFlags::IN_CREATE
                 | AddWatchFlags::IN_MOVED_TO
-                | AddWatchFlags::IN_MASK_ADD
+                | AddWatchFlags::from_bits_retain(nix::libc::IN_MASK_ADD)
                 | AddWatchFlags::IN_ONLYDIR;
             let watch = self.inotify.add_watch(dir, flags)?;
             self.watched.borrow_mut().insert(watch, dir.to_owned());
