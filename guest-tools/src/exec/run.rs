@@ -37,8 +37,9 @@ use crate::sys::terminal;
 const ROUNDS: usize = 16;
 /// Bytes that an output's pipe is made to hold once it proves to be a long stream; an ordinary user's most.
 const PIPE: i32 = 1024 * 1024;
-/// Bytes that a terminal may still hold when its command has ended, and more.
-const TERMINAL_LEFT: usize = 1024 * 1024;
+/// Bytes that an output may still hold when its command has ended: a terminal less, a pipe no more, unless the command
+/// itself has made it larger.
+const LEFT: usize = 1024 * 1024;
 /// The highest signal number there is (`SIGRTMAX`).
 const SIGNAL_MAX: u8 = 64;
 
@@ -131,6 +132,8 @@ struct Output {
     ring: Option<Ring>,
     /// Once the command has ended: how many bytes it may have left behind at most.
     left: Option<usize>,
+    /// Whether it was asked how much it holds.
+    asked: bool,
     grown: bool,
 }
 
@@ -198,7 +201,14 @@ impl Run {
             worker,
             link: Some(link),
             stdin: StdinPipe::new(stdin, terminal.is_some()),
-            outputs: outputs.map(|fd| Output { fd, total: 0, ring: None, left: None, grown: false }),
+            outputs: outputs.map(|fd| Output {
+                fd,
+                total: 0,
+                ring: None,
+                left: None,
+                asked: false,
+                grown: false,
+            }),
             terminal,
             began,
             deadline: limit.map(|at| (at, Stage::Limit)),
@@ -492,7 +502,7 @@ impl Run {
         let usage = Usage { user_us, system_us, elapsed_us, max_rss_kib };
         let exited = Exited { status, timed_out: self.timed_out, usage };
         for output in &mut self.outputs {
-            output.end(self.terminal.is_some());
+            output.end();
         }
         self.deadline = None;
         if self.entry.is_kept() {
@@ -613,18 +623,28 @@ impl Output {
         };
         self.total += n as u64;
         self.left = self.left.map(|left| left - n);
-        if n == 0 || self.left == Some(0) {
+        if n == 0 || self.is_drained() {
             self.fd = None;
         }
         n
     }
 
-    /// The command has ended: a pipe holds no more than fits, so what others write meanwhile cannot go on for ever.
-    fn end(&mut self, is_terminal: bool) {
-        let Some(fd) = &self.fd else { return };
-        let capacity = if is_terminal { None } else { fcntl(fd.as_fd(), FcntlArg::F_GETPIPE_SZ).ok() };
-        let capacity = capacity.and_then(|capacity| usize::try_from(capacity).ok());
-        self.left = Some(capacity.unwrap_or(TERMINAL_LEFT));
+    /// The command has ended: an output holds no more than fits, so what others write meanwhile cannot go on for ever.
+    fn end(&mut self) {
+        self.left = self.fd.as_ref().map(|_| LEFT);
+    }
+
+    /// Whether all that was there when the command ended is read. Only an output that held so much is asked for its size.
+    fn is_drained(&mut self) -> bool {
+        if self.left != Some(0) {
+            return false;
+        }
+        let Some(fd) = self.fd.as_ref().filter(|_| !self.asked) else { return true };
+        self.asked = true;
+        let capacity =
+            fcntl(fd.as_fd(), FcntlArg::F_GETPIPE_SZ).ok().and_then(|size| usize::try_from(size).ok());
+        self.left = Some(capacity.unwrap_or(0).saturating_sub(LEFT));
+        self.left == Some(0)
     }
 
     /// Makes the pipe hold more, once. Where the system has no more to give it stays as it is.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
-use tokio::task::LocalSet;
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::time;
 
 use super::{Worker, dispatch};
@@ -55,14 +55,19 @@ pub fn run(path: Option<&Path>, idle: Duration) -> Result<(), SessionError> {
     signals::adopt_orphans().map_err(os("become the parent of orphans"))?;
     let uid = nix::unistd::geteuid();
     let user = nix::unistd::User::from_uid(uid).ok().flatten().ok_or(SessionError::NoUser(uid.as_raw()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = Builder::new_current_thread()
         .enable_all()
-        .build()
+        .build_local(LocalOptions::default())
         .map_err(os("start its runtime"))?;
     let worker = Worker::new(Account::from(user)).map_err(os("open /dev/null"))?;
-    LocalSet::new().block_on(&runtime, async {
+    // A task like every other: waking it costs no system call, waking what `block_on` itself runs does.
+    let serving = async move {
         let signals = Signals::new().map_err(os("watch for signals"))?;
         serve(&worker, source, &signals, idle).await.map_err(os("take connections"))
+    };
+    runtime.block_on(async {
+        let ended = tokio::task::spawn_local(serving).await;
+        ended.unwrap_or_else(|error| Err(SessionError::Os { act: "go on", source: error.into() }))
     })
 }
 
@@ -79,13 +84,16 @@ async fn serve(worker: &Rc<Worker>, source: Source, signals: &Signals, idle: Dur
         }
         tokio::select! {
             biased;
-            told = signals.next() => match told? {
-                Told::Children => worker.children.reap(),
-                Told::Terminate => {
+            told = signals.next() => {
+                let Told { children, terminate } = told?;
+                if children {
+                    worker.children.reap();
+                }
+                if terminate {
                     stopping = true;
                     worker.stop();
                 }
-            },
+            }
             () = worker.quiet.notified() => worker.tidy(),
             accepted = listener.accept(), if !stopping => match accepted {
                 Ok((stream, _)) => drop(tokio::task::spawn_local(take_over(Rc::clone(worker), stream, own_user))),

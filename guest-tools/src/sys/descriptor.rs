@@ -3,6 +3,7 @@
 //! Reads and writes go straight to the kernel while it is known to be ready, and a short count is taken for what it is
 //! on streams: nothing more for now. That saves the second call that would only say so.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -17,7 +18,11 @@ use crate::async_fd::register;
 
 /// A registered descriptor. Dropping it closes it.
 #[derive(Debug)]
-pub(crate) struct Descriptor(AsyncFd<OwnedFd>);
+pub(crate) struct Descriptor {
+    fd: AsyncFd<OwnedFd>,
+    /// Whether the first write is still to come: a fresh socket has room, before anybody has said so.
+    fresh: Cell<bool>,
+}
 
 /// What a call that may not block has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,28 +37,29 @@ impl Descriptor {
     /// Registers our end of a pipe or a terminal, and makes it non-blocking.
     pub(crate) fn stream(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(Self(register(fd, interest)?))
+        Ok(Self { fd: register(fd, interest)?, fresh: Cell::new(false) })
     }
 
     /// Registers a socket. Its own flags stay as they are: every call on it says that it must not block.
     pub(crate) fn socket(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self(register(fd, Interest::READABLE | Interest::WRITABLE)?))
+        let fd = register(fd, Interest::READABLE | Interest::WRITABLE)?;
+        Ok(Self { fd, fresh: Cell::new(true) })
     }
 
     /// Gives the descriptor back, no longer registered.
     pub(crate) fn into_inner(self) -> OwnedFd {
-        self.0.into_inner()
+        self.fd.into_inner()
     }
 
     /// Waits until there is something to read, or the end.
     pub(crate) async fn readable(&self) -> io::Result<()> {
-        self.0.readable().await?.retain_ready();
+        self.fd.readable().await?.retain_ready();
         Ok(())
     }
 
     /// Waits until something may be written.
     pub(crate) async fn writable(&self) -> io::Result<()> {
-        self.0.writable().await?.retain_ready();
+        self.fd.writable().await?.retain_ready();
         Ok(())
     }
 
@@ -65,14 +71,7 @@ impl Descriptor {
 
     /// As [`read`](Self::read), and asks the kernel even where it has said nothing yet.
     pub(crate) fn read_anyway(&self, buffer: &mut [u8]) -> io::Result<Moved> {
-        loop {
-            match unistd::read(self, buffer) {
-                Ok(n) => return Ok(Moved::Bytes(n)),
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Ok(Moved::NotReady),
-                Err(error) => return Err(error.into()),
-            }
-        }
+        anyway(|| unistd::read(self, buffer))
     }
 
     /// Writes to a pipe or a terminal.
@@ -92,9 +91,11 @@ impl Descriptor {
     pub(crate) fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<Moved> {
         let len = parts.iter().map(|part| part.len()).sum();
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        self.attempt(Interest::WRITABLE, len, |fd| {
-            socket::sendmsg::<()>(fd.as_raw_fd(), parts, &[], flags, None)
-        })
+        let send = |fd: BorrowedFd<'_>| socket::sendmsg::<()>(fd.as_raw_fd(), parts, &[], flags, None);
+        if self.fresh.replace(false) {
+            return anyway(|| send(self.as_fd()));
+        }
+        self.attempt(Interest::WRITABLE, len, send)
     }
 
     fn attempt(
@@ -104,7 +105,7 @@ impl Descriptor {
         mut call: impl FnMut(BorrowedFd<'_>) -> nix::Result<usize>,
     ) -> io::Result<Moved> {
         let mut short = None;
-        let done = self.0.try_io(interest, |fd| {
+        let done = self.fd.try_io(interest, |fd| {
             loop {
                 match call(fd.as_fd()) {
                     Err(Errno::EINTR) => {}
@@ -125,8 +126,20 @@ impl Descriptor {
     }
 }
 
+/// Calls the kernel whatever the runtime knows.
+fn anyway(mut call: impl FnMut() -> nix::Result<usize>) -> io::Result<Moved> {
+    loop {
+        match call() {
+            Ok(n) => return Ok(Moved::Bytes(n)),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Ok(Moved::NotReady),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 impl AsFd for Descriptor {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.get_ref().as_fd()
+        self.fd.get_ref().as_fd()
     }
 }

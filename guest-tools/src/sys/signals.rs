@@ -6,18 +6,24 @@ use std::io;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::async_fd::register;
 
+/// The signals that we read.
+const READ: [Signal; 4] = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+/// Bytes of one `struct signalfd_siginfo`, whose first field is the signal's number (`signalfd(2)`).
+const SIGINFO: usize = 128;
+
 /// What the kernel told us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Told {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Told {
     /// Children have ended, ours or adopted.
-    Children,
-    /// End.
-    Terminate,
+    pub(crate) children: bool,
+    /// We are to end.
+    pub(crate) terminate: bool,
 }
 
 /// The signals we are told of, by a descriptor.
@@ -28,7 +34,7 @@ impl Signals {
     /// Blocks the signals that we read, and `SIGPIPE`, which a write's error already says. Blocked rather than
     /// ignored: a program that we start resets its mask at once, and would inherit what is ignored.
     pub(crate) fn new() -> io::Result<Self> {
-        let read = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+        let read = SigSet::from_iter(READ);
         let mut blocked = read;
         blocked.add(Signal::SIGPIPE);
         blocked.thread_block()?;
@@ -41,11 +47,23 @@ impl Signals {
     pub(crate) async fn next(&self) -> io::Result<Told> {
         loop {
             let mut guard = self.0.readable().await?;
-            match self.0.get_ref().read_signal() {
-                Ok(Some(signal)) if signal.ssi_signo == Signal::SIGCHLD as u32 => return Ok(Told::Children),
-                Ok(Some(_)) => return Ok(Told::Terminate),
-                Ok(None) | Err(Errno::EAGAIN) => guard.clear_ready(),
+            // Every signal that we read at once: then the descriptor is drained, and need not be asked again.
+            let mut told = [0; SIGINFO * (READ.len() + 1)];
+            let n = match unistd::read(self.0.get_ref(), &mut told) {
+                Ok(n) => n,
+                Err(Errno::EAGAIN) => 0,
                 Err(error) => return Err(error.into()),
+            };
+            guard.clear_ready();
+            let mut news = Told::default();
+            for info in told[..n].chunks_exact(SIGINFO) {
+                let number = info.first_chunk().map_or(0, |number| u32::from_ne_bytes(*number));
+                let is_child = number == Signal::SIGCHLD as u32;
+                news.children |= is_child;
+                news.terminate |= !is_child;
+            }
+            if n > 0 {
+                return Ok(news);
             }
         }
     }

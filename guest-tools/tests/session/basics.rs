@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use hospes_protocol::error::ErrorKind;
 use hospes_protocol::exec::{Exec, ExitKind, Stdin};
 
-use super::worker::{Worker, shell, words};
+use super::worker::{Worker, eventually, is_alive, shell, words};
 
 #[test]
 fn a_command_gets_its_arguments_and_its_status_comes_back() {
@@ -159,4 +159,22 @@ fn commands_get_the_limits_that_their_session_was_given() {
         assert_eq!(run.finish().code(), 0);
         assert_eq!(run.text(), format!("{soft}\n"));
     }
+}
+
+#[test]
+fn what_the_pipe_still_holds_at_the_end_arrives() {
+    let worker = Worker::start();
+    // The host grants nothing on: the first window is sent, and what is beyond stays in the pipe.
+    let size = 528_000;
+    let mut run = worker.exec(&shell(&format!("head -c {size} /dev/zero; echo done >&2")));
+    run.granting = false;
+    run.until(|run| !run.stderr.is_empty());
+    let pid = i32::try_from(run.started.as_ref().unwrap().pid).unwrap();
+    eventually("it ends", || !is_alive(pid));
+    run.granting = true;
+    let have = run.stdout.len();
+    assert!(have < size);
+    run.with_out(|host, out| host.written(hospes_protocol::exec::STDOUT, have, out));
+    assert_eq!(run.finish().code(), 0);
+    assert_eq!(run.stdout.len(), size);
 }
