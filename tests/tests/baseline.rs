@@ -9,12 +9,16 @@ use integration_tests::Lab;
 const GLIBC: (u32, u32) = (2, 34);
 
 #[test]
-fn guest_programs_need_no_glibc_newer_than_2_34() -> Result<()> {
-    for name in ["hospes-toolsd", "hospes-session", "hospes-tools"] {
-        let program = Lab::guest_program(name)?;
+fn packaged_programs_need_no_glibc_newer_than_2_34() -> Result<()> {
+    let tree = tempfile::tempdir()?;
+    let status = Command::new("dpkg-deb").arg("-x").arg(Lab::package()?).arg(tree.path()).status()?;
+    ensure!(status.success(), "dpkg-deb could not unpack the package: {status}");
+    for name in
+        ["usr/libexec/hospes/hospes-toolsd", "usr/libexec/hospes/hospes-session", "usr/bin/hospes-tools"]
+    {
         let output = Command::new("aarch64-linux-gnu-readelf")
             .args(["--version-info", "--wide"])
-            .arg(&program)
+            .arg(tree.path().join(name))
             .output()
             .context("aarch64-linux-gnu-readelf is missing: run `make setup`")?;
         let text = String::from_utf8(output.stdout)?;
