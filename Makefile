@@ -35,7 +35,7 @@ lab: setup
 
 build: setup
 	@$(env) say 'Building the programs for this machine'; \
-	cargo build --quiet --locked --profile lab -p host-agent -p host-hv --bins
+	cargo build --quiet --locked --profile lab -p host-agent -p host-hv -p guest-tools --bins
 
 guest: setup
 	@$(env) say 'Building the programs for the guest'; \
