@@ -147,7 +147,7 @@ fn a_killed_client_takes_its_whole_command_down() -> Result<()> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
-    guest.wait_until("test $(pgrep -fc 'sleep 98765') -ge 2", Duration::from_secs(30))?;
+    guest.wait_until("test $(pgrep -fc '^sleep 98765') -ge 2", Duration::from_secs(30))?;
     child.kill()?;
     child.wait()?;
     guest.wait_until("! pgrep -f '^sleep 98765'", Duration::from_secs(40)).map(drop)

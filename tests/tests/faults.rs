@@ -26,7 +26,7 @@ fn killing_the_daemon_or_the_agent_ends_no_command() -> Result<()> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
-    guest.wait_until("pgrep -f daemon-killed", Duration::from_secs(30))?;
+    guest.wait_until("pgrep -f [d]aemon-killed", Duration::from_secs(30))?;
     guest.check("systemctl kill -s KILL hospes-toolsd")?;
     host.kill_agent();
     guest.wait_until("systemctl is-active hospes-toolsd", Duration::from_secs(30))?;

@@ -53,7 +53,7 @@ fn installed_in_a_running_guest_it_serves_at_once() -> Result<()> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
-    guest.wait_until("pgrep -f /tmp/upgraded", Duration::from_secs(30))?;
+    guest.wait_until("pgrep -f /tmp/[u]pgraded", Duration::from_secs(30))?;
     let daemon = "systemctl show -P MainPID hospes-toolsd";
     let old = guest.check(daemon)?;
     guest.check_within(
