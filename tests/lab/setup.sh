@@ -116,5 +116,10 @@ missing=$(missing_packages)
 set_up_rust
 set_up_guest_std
 set_up_binfmt
+# apt names its mirror only where it has that mirror's lists, and the guest's packages come from the same one.
+if [ -z "$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages')" ]; then
+    say "Fetching apt's lists"
+    as_root apt-get -qq update || fail "Could not fetch apt's lists: apt's own words are above."
+fi
 say "This machine has what Hospes needs: $(rustc --version | cut -d ' ' -f 1,2)," \
     "$(qemu-system-aarch64 --version | sed -n 's/^QEMU emulator version \([^ ]*\).*/QEMU \1/p')"
