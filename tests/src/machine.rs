@@ -204,3 +204,30 @@ pub(crate) fn make_drop(files: &[PathBuf], directory: &Path) -> Result<()> {
     fs::remove_dir_all(&staging)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_deep_in_the_tree_has_an_address() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let deep = root.path().join("deep/".repeat(40));
+        fs::create_dir_all(&deep)?;
+        let directory = Directory::open(&deep)?;
+        let _listener = UnixListener::bind(directory.socket("socket"))?;
+        assert!(deep.join("socket").exists());
+        UnixStream::connect(directory.socket("socket"))?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_comma_in_a_disks_name_is_part_of_it() {
+        assert_eq!(
+            disk_words(Path::new("/a,b"), false)[1],
+            "if=none,id=root,file=/a,,b,format=raw,snapshot=on,cache=unsafe"
+        );
+    }
+}
