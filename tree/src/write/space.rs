@@ -18,8 +18,11 @@ fn available(fd: BorrowedFd<'_>) -> Option<u64> {
 
 /// Refuses a file that will not fit.
 pub(super) fn check(fd: BorrowedFd<'_>, size: u64) -> Result<(), WireError> {
+    if size < WORTH_ASKING {
+        return Ok(());
+    }
     match available(fd) {
-        Some(free) if size >= WORTH_ASKING && size > free => Err(no_room(size, free)),
+        Some(free) if size > free => Err(no_room(size, free)),
         _ => Ok(()),
     }
 }

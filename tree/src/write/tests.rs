@@ -476,7 +476,7 @@ fn racing_swaps_in_the_target_win_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to, outside) = (dir.path().join("from"), dir.path().join("to"), dir.path().join("outside"));
     fs::create_dir_all(&outside).unwrap();
-    for n in 0..40 {
+    for n in 0..16 {
         fs::create_dir_all(from.join(format!("d{n}/x"))).unwrap();
         fs::write(from.join(format!("d{n}/x/f")), b"f").unwrap();
     }
@@ -484,7 +484,7 @@ fn racing_swaps_in_the_target_win_nothing() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(std::sync::atomic::Ordering::Relaxed) {
-                for n in 0..40 {
+                for n in 0..16 {
                     for name in [format!("d{n}"), format!("d{n}/x")] {
                         let path = to.join(name);
                         if fs::rename(&path, dir.path().join("aside")).is_ok() {
@@ -496,7 +496,7 @@ fn racing_swaps_in_the_target_win_nothing() {
                 }
             }
         });
-        for _ in 0..20 {
+        for _ in 0..8 {
             let _ = copy(&[&from], &to, &[]);
             let _ = fs::remove_dir_all(&to);
         }
