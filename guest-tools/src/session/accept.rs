@@ -10,7 +10,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::time;
 
-use super::{Worker, dispatch};
+use super::{Busy, Worker, dispatch};
 use crate::connection::Connection;
 use crate::exec::environment::Account;
 use crate::handoff;
@@ -96,14 +96,22 @@ async fn serve(worker: &Rc<Worker>, source: Source, signals: &Signals, idle: Dur
             }
             () = worker.quiet.notified() => worker.tidy(),
             accepted = listener.accept(), if !stopping => match accepted {
-                Ok((stream, _)) => drop(tokio::task::spawn_local(take_over(Rc::clone(worker), stream, own_user))),
+                Ok((stream, _)) => {
+                    // Busy from here on: the task itself may not have begun when we next look.
+                    let busy = worker.busy();
+                    drop(tokio::task::spawn_local(take_over(Rc::clone(worker), busy, stream, own_user)));
+                }
                 // Whoever waits is still in the backlog.
                 Err(error) => {
                     tracing::error!("A connection could not be accepted: {error}");
                     time::sleep(EXHAUSTED).await;
                 }
             },
-            () = time::sleep(idle), if worker.is_idle() && !stopping => return Ok(()),
+            () = time::sleep(idle), if worker.is_idle() && !stopping => {
+                if worker.is_idle() {
+                    return Ok(());
+                }
+            }
         }
     }
 }
@@ -113,8 +121,7 @@ fn tokio_listener(listener: StdListener) -> io::Result<UnixListener> {
 }
 
 /// Takes one connection over from the daemon and serves it.
-async fn take_over(worker: Rc<Worker>, stream: UnixStream, own_user: bool) {
-    let _busy = worker.busy();
+async fn take_over(worker: Rc<Worker>, _busy: Busy, stream: UnixStream, own_user: bool) {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == 0 || (own_user && peer.uid() == worker.account.uid) => {}
         Ok(peer) => return tracing::warn!("User {} may not hand connections over", peer.uid()),

@@ -39,7 +39,7 @@ fn a_signal_reaches_the_whole_group() {
 #[test]
 fn a_lost_connection_hangs_the_command_and_its_children_up() {
     let worker = Worker::start();
-    let before = worker.descriptors();
+    let before = worker.descriptors_at_rest();
     let mut run = worker.exec(&shell("sleep 1000 & echo $!; echo $$; sleep 1000"));
     let pids = said(&mut run, 2);
     drop(run);

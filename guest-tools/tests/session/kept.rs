@@ -146,6 +146,16 @@ fn only_so_many_ended_commands_are_kept() {
 }
 
 #[test]
+fn a_worker_with_a_command_is_not_idle() {
+    let worker = Worker::start_with(|command| {
+        command.args(["--idle", "1"]);
+    });
+    let mut run = worker.exec(&shell("sleep 2.5; echo done"));
+    assert_eq!(run.finish().code(), 0);
+    assert_eq!(run.text(), "done\n");
+}
+
+#[test]
 fn an_idle_worker_ends_and_one_that_keeps_something_does_not() {
     let mut worker = Worker::start_with(|command| {
         command.args(["--idle", "1"]);

@@ -10,7 +10,7 @@ use super::worker::{Worker, eventually, shell, words};
 fn five_hundred_at_once_are_exact_and_leave_nothing_behind() {
     const COUNT: usize = 500;
     let worker = Worker::start();
-    let descriptors = worker.descriptors();
+    let descriptors = worker.descriptors_at_rest();
     assert_eq!(worker.exec(&words(&["true"])).finish().code(), 0);
     let resident = worker.resident();
     let mut runs: Vec<_> = (0..COUNT)
@@ -63,7 +63,7 @@ fn an_unread_stdout_does_not_hold_up_stderr() {
 #[test]
 fn five_hundred_lost_at_once_are_all_gone() {
     let worker = Worker::start();
-    let before = worker.descriptors();
+    let before = worker.descriptors_at_rest();
     let mut runs: Vec<_> = (0..500).map(|_| worker.exec(&shell("sleep 1000 & sleep 1000"))).collect();
     for run in &mut runs {
         run.until_started();

@@ -112,6 +112,17 @@ impl Worker {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
+    /// How many it has open when nothing is under way: its own start is over, and so is the connection that found it.
+    pub fn descriptors_at_rest(&self) -> usize {
+        let mut alike = (0, 0);
+        eventually("its descriptors stay the same", || {
+            let now = self.descriptors();
+            alike = if alike.0 == now { (now, alike.1 + 1) } else { (now, 0) };
+            alike.1 == 40
+        });
+        alike.0
+    }
+
     /// The worker's resident memory, KiB.
     pub fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
