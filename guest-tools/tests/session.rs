@@ -3,6 +3,8 @@
 
 mod worker;
 
+#[path = "session/activation.rs"]
+mod activation;
 #[path = "session/basics.rs"]
 mod basics;
 #[path = "session/ends.rs"]

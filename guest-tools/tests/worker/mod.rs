@@ -26,7 +26,7 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 pub struct Worker {
     pub process: Child,
     pub socket: PathBuf,
-    _directory: tempfile::TempDir,
+    _directory: Option<tempfile::TempDir>,
 }
 
 impl Worker {
@@ -41,9 +41,14 @@ impl Worker {
         command.arg("--listen").arg(&socket).stdin(Stdio::null());
         prepare(&mut command);
         let process = command.spawn().unwrap();
-        let worker = Self { process, socket, _directory: directory };
+        let worker = Self { process, socket, _directory: Some(directory) };
         eventually("the worker listens", || UnixStream::connect(&worker.socket).is_ok());
         worker
+    }
+
+    /// A worker that was started elsewhere, with the socket that it serves.
+    pub fn of(process: Child, socket: PathBuf) -> Self {
+        Self { process, socket, _directory: None }
     }
 
     /// Hands a connection with this request to the worker; our end of it.
