@@ -19,10 +19,18 @@
 //! Everything has a deadline, every failure shows the guest's console, and the guest's processes end with the
 //! test's own, however that ends.
 //!
-//! Measured on two cores of an x86-64 machine (QEMU 7.2, TCG), from start to an answering shell at multi-user: 11 to
-//! 13 s for a boot (50 s with a load of 10 beside it), 3 s for a guest that is resumed from a saved one with its
-//! devices plugged in (4 s), 2 s to power off. A Cortex-A76, a Neoverse N1 and `max` take the same. The image takes 4
-//! minutes to make, once.
+//! A guest is resumed from a saved one unless it asks for a boot ([`GuestSpec::cold`]). Measured on two cores of an
+//! x86-64 machine (QEMU 7.2, TCG), from start to an answering shell at multi-user with its devices there:
+//!
+//! | | quiet machine | 20 busy processes beside it |
+//! |---|---|---|
+//! | booted, ext4 on virtio-blk, a 2 MB initramfs | 11 to 13 s | 50 to 60 s |
+//! | resumed, hospes-tools installed, devices plugged in | 3 to 4 s | 5 s |
+//! | power off | 2 s | 4 s |
+//! | the image, once | 4 minutes | 17 minutes |
+//!
+//! A Cortex-A76, a Neoverse N1 and `max` boot alike; a Cortex-A57 or A72 is a tenth slower. A root on virtio-fs would
+//! save the initramfs and cost a tree for every guest to write to, so there is none.
 
 mod deadline;
 mod frozen;
