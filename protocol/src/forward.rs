@@ -20,7 +20,7 @@
 //! ```
 //! A half-closed socket is an [`END`](FrameId::END) with its count, so that nothing depends on the transport's own
 //! half-close. A socket that broke is a [`FAILED`](FrameId::FAILED), and the other end resets its own. After both ends
-//! the host says [`BYE`](FrameId::BYE) and closes; the guest closes when it has that.
+//! the host says [`BYE`](FrameId::BYE); the guest closes when it has that, and the host after it.
 //!
 //! [`End`] is the rules of one end, [`Relay`] that with the bytes that wait for a socket.
 

@@ -32,6 +32,7 @@
 //! A Cortex-A76, a Neoverse N1 and `max` boot alike; a Cortex-A57 or A72 is a tenth slower. A root on virtio-fs would
 //! save the initramfs and cost a tree for every guest to write to, so there is none.
 
+mod beside;
 mod deadline;
 mod frozen;
 mod guest;
@@ -43,6 +44,7 @@ mod qmp;
 mod shell;
 mod tools;
 
+pub use beside::Beside;
 pub use deadline::Deadline;
 pub use guest::{Guest, GuestSpec, SharedGuest, Using};
 pub use host::{Host, Ran};

@@ -15,7 +15,7 @@ use crate::sys::descriptor::Moved;
 
 /// Carries a connection to its end.
 pub(super) async fn pump(worker: &Worker, mut connection: Connection, socket: Socket, open: Open) {
-    let mut pump = Pump { relay: Relay::guest(&open, connection.out()), socket, gone: false };
+    let mut pump = Pump { relay: Relay::guest(&open, connection.out()), socket, deaf: false };
     let ended = match unless_stopping(worker, pump.run(&mut connection)).await {
         Some(ended) => ended,
         None => {
@@ -23,15 +23,20 @@ pub(super) async fn pump(worker: &Worker, mut connection: Connection, socket: So
             Ok(())
         }
     };
-    let failed = pump.relay.failure().is_some();
     match ended {
-        Ok(()) if failed => {
+        Ok(()) if pump.relay.failure().is_some() => {
             pump.socket.reset();
             connection.finish().await;
         }
-        Ok(()) => {
+        Ok(()) if pump.relay.is_over() => {
             drop(pump);
             connection.finish().await;
+        }
+        Ok(()) => {
+            drop(connection);
+            if unless_stopping(worker, pump.write_rest()).await != Some(Ok(())) {
+                pump.socket.reset();
+            }
         }
         Err(End::Lost) => pump.socket.reset(),
         Err(End::Broken(error)) => {
@@ -64,40 +69,67 @@ impl From<ConnectionError> for End {
 struct Pump {
     relay: Relay,
     socket: Socket,
-    /// The host closed the connection, both directions having ended: what it sent may still be written.
-    gone: bool,
+    /// The host takes no more frames. What it sent before still comes.
+    deaf: bool,
 }
 
 impl Pump {
-    /// Runs until both directions ended, or one end broke.
+    /// Runs until both directions ended, or one end broke, or the host has all and only our socket has not.
     async fn run(&mut self, connection: &mut Connection) -> Result<(), End> {
         loop {
             self.take_frames(connection)?;
-            self.drain(connection);
+            self.drain(connection.out());
             self.read_socket(connection);
-            if self.relay.take_shut() {
-                self.socket.shut(Shutdown::Write);
-            }
-            if self.relay.take_unwanted() {
-                self.socket.shut(Shutdown::Read);
-            }
-            if self.relay.is_over() || self.relay.failure().is_some() {
+            self.shut();
+            if self.relay.is_over() || self.relay.is_dismissed() || self.relay.failure().is_some() {
                 return Ok(());
             }
-            let flushed = self.gone || connection.try_flush()?;
-            let reads = !self.gone && self.relay.room() > 0 && connection.is_clear();
+            let flushed = self.deaf || connection.try_flush().unwrap_or_else(|_| self.now_deaf());
+            let reads = !self.deaf && self.relay.room() > 0 && connection.is_clear();
             let writes = !self.relay.to_socket().is_empty();
             tokio::select! {
-                readable = connection.readable(), if !self.gone => {
+                readable = connection.readable() => {
                     if readable.and_then(|()| connection.try_fill()).is_err() {
-                        self.lost(connection)?;
+                        // Frames that came before the end still count.
+                        self.take_frames(connection)?;
+                        return self.relay.closed().map_err(|_| End::Lost);
                     }
                 }
-                writable = connection.writable(), if !flushed => writable?,
+                _ = connection.writable(), if !flushed => {}
                 // An error of the socket's is found by the call that it becomes.
                 _ = self.socket.readable(), if reads => {}
                 _ = self.socket.writable(), if writes => {}
             }
+        }
+    }
+
+    /// Writes what our socket has not taken yet, the connection being over.
+    async fn write_rest(&mut self) -> Result<(), ()> {
+        let mut nobody = Vec::new();
+        loop {
+            self.drain(&mut nobody);
+            self.shut();
+            if self.relay.failure().is_some() {
+                return Err(());
+            }
+            if self.relay.is_over() {
+                return Ok(());
+            }
+            self.socket.writable().await.map_err(drop)?;
+        }
+    }
+
+    fn now_deaf(&mut self) -> bool {
+        self.deaf = true;
+        true
+    }
+
+    fn shut(&mut self) {
+        if self.relay.take_shut() {
+            self.socket.shut(Shutdown::Write);
+        }
+        if self.relay.take_unwanted() {
+            self.socket.shut(Shutdown::Read);
         }
     }
 
@@ -109,29 +141,29 @@ impl Pump {
             let socket = &self.socket;
             self.relay.receive(frame, out, |bytes| send(socket, bytes, &mut broken))?;
             if let Some(error) = broken.take() {
-                self.write_failed(&error, connection);
+                self.write_failed(&error, connection.out());
             }
         }
         Ok(())
     }
 
-    fn drain(&mut self, connection: &mut Connection) {
+    fn drain(&mut self, out: &mut Vec<u8>) {
         while !self.relay.to_socket().is_empty() && self.relay.failure().is_none() {
             let mut broken = None;
             let len = send(&self.socket, self.relay.to_socket(), &mut broken);
             if let Some(error) = broken {
-                return self.write_failed(&error, connection);
+                return self.write_failed(&error, out);
             }
             if len == 0 {
                 return;
             }
-            self.relay.written(len, connection.out());
+            self.relay.written(len, out);
         }
     }
 
     fn read_socket(&mut self, connection: &mut Connection) {
         let room = self.relay.room();
-        if room == 0 || self.gone || !connection.is_clear() {
+        if room == 0 || self.deaf || !connection.is_clear() {
             return;
         }
         match self.socket.receive(connection.bulk(room)) {
@@ -145,19 +177,12 @@ impl Pump {
         }
     }
 
-    fn write_failed(&mut self, error: &io::Error, connection: &mut Connection) {
+    fn write_failed(&mut self, error: &io::Error, out: &mut Vec<u8>) {
         if self.socket.only_unread(error) {
-            self.relay.refuse(connection.out());
+            self.relay.refuse(out);
         } else {
-            self.relay.broke(broke(error), connection.out());
+            self.relay.broke(broke(error), out);
         }
-    }
-
-    /// The connection closed. Frames that came before the end still count.
-    fn lost(&mut self, connection: &mut Connection) -> Result<(), End> {
-        self.take_frames(connection)?;
-        self.gone = true;
-        self.relay.closed().map_err(|_| End::Lost)
     }
 }
 

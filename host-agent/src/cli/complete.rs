@@ -44,6 +44,26 @@ pub fn guest_paths() -> ArgValueCompleter {
     })
 }
 
+/// Completes paths in the guest that is the verb's first word, as in `hospes file VM ls PATH`, or else `HOSPES_VM`'s.
+#[must_use]
+pub fn paths_in_vm() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| {
+        let vm = first_word().or_else(|| std::env::var(VARIABLE).ok());
+        match (vm, current.to_str()) {
+            (Some(vm), Some(path)) => paths(&vm, path, ""),
+            _ => Vec::new(),
+        }
+    })
+}
+
+/// The VM among the words that the shell shows us: those behind the program's, the verb's and its options.
+fn first_word() -> Option<String> {
+    let mut words = std::env::args_os().skip_while(|word| word != "--").skip(3);
+    let word = words.find(|word| !word.as_encoded_bytes().starts_with(b"-"))?.into_string().ok()?;
+    let name = word.parse::<VmName>().ok()?;
+    Registry::open().is_ok_and(|registry| registry.has(&name)).then_some(word)
+}
+
 fn names(current: &OsStr, suffix: &str) -> Vec<CompletionCandidate> {
     let Some(current) = current.to_str() else { return Vec::new() };
     let names = Registry::open().and_then(|registry| registry.names()).unwrap_or_default();

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 
 use clap::{Args, Parser, Subcommand};
+use hospes_protocol::error::ErrorKind;
 use hospes_protocol::file::{Entry, FileReply, Verb as Wire};
 
 use self::show::{Name, Told, ToldEntry, long};
@@ -16,7 +17,6 @@ use crate::cli::{Verb, VmPlace};
 use crate::client::Client;
 use crate::command_error::CommandError;
 use crate::file::{self, FileError};
-use crate::printable;
 use crate::ui;
 use crate::vm::VmName;
 
@@ -77,7 +77,7 @@ enum What {
 #[derive(Debug, Args)]
 struct Stat {
     /// Which
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(required = true, value_name = "PATH", add = crate::cli::complete::paths_in_vm())]
     paths: Vec<OsString>,
     /// Describe what symbolic links point to
     #[arg(short = 'L', long)]
@@ -87,7 +87,7 @@ struct Stat {
 #[derive(Debug, Args)]
 struct Ls {
     /// Which; the user's home without
-    #[arg(value_name = "PATH", default_value = ".")]
+    #[arg(value_name = "PATH", default_value = ".", add = crate::cli::complete::paths_in_vm())]
     path: OsString,
     /// Describe each entry
     #[arg(short, long)]
@@ -106,7 +106,7 @@ struct Ls {
 #[derive(Debug, Args)]
 struct Mkdir {
     /// Which
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(required = true, value_name = "PATH", add = crate::cli::complete::paths_in_vm())]
     paths: Vec<OsString>,
     /// Parents too, and no error where it exists
     #[arg(short, long)]
@@ -119,7 +119,7 @@ struct Mkdir {
 #[derive(Debug, Args)]
 struct Rm {
     /// Which
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(required = true, value_name = "PATH", add = crate::cli::complete::paths_in_vm())]
     paths: Vec<OsString>,
     /// Directories with all that is in them
     #[arg(short, long)]
@@ -132,8 +132,10 @@ struct Rm {
 #[derive(Debug, Args)]
 struct Mv {
     /// From
+    #[arg(add = crate::cli::complete::paths_in_vm())]
     from: OsString,
     /// To; a directory takes it under its own name
+    #[arg(add = crate::cli::complete::paths_in_vm())]
     to: OsString,
     /// Never replace what is there
     #[arg(short, long)]
@@ -155,13 +157,14 @@ struct Mktemp {
     #[arg(short, long)]
     directory: bool,
     /// Where [default: the user's TMPDIR, or /tmp]
-    #[arg(short = 'p', long = "in", value_name = "DIR")]
+    #[arg(short = 'p', long = "in", value_name = "DIR", add = crate::cli::complete::paths_in_vm())]
     parent: Option<OsString>,
 }
 
 #[derive(Debug, Args)]
 struct Read {
     /// Which
+    #[arg(add = crate::cli::complete::paths_in_vm())]
     path: OsString,
     /// From this byte
     #[arg(long, default_value_t = 0, value_name = "BYTES")]
@@ -174,6 +177,7 @@ struct Read {
 #[derive(Debug, Args)]
 struct WriteFile {
     /// Which. A symbolic link is followed
+    #[arg(add = crate::cli::complete::paths_in_vm())]
     path: OsString,
     /// Behind what is there, in place, as bytes arrive
     #[arg(short, long)]
@@ -241,19 +245,23 @@ impl Act {
     fn stat(&self, stat: Stat) -> Result<(), CommandError> {
         let mut entries = Vec::new();
         for name in stat.paths {
-            let name = name.into_vec();
-            match self.ask(Wire::Stat { path: name.clone(), follow: stat.dereference })? {
-                FileReply::Stat(stat) => entries.push(Entry { name, stat }),
-                reply => return Err(file::wrong(&reply).into()),
-            }
+            entries.push(self.describe(name.into_vec(), stat.dereference)?);
         }
         self.print_long(&entries)
+    }
+
+    fn describe(&self, name: Vec<u8>, follow: bool) -> Result<Entry, CommandError> {
+        match self.ask(Wire::Stat { path: name.clone(), follow })? {
+            FileReply::Stat(stat) => Ok(Entry { name, stat }),
+            reply => Err(file::wrong(&reply).into()),
+        }
     }
 
     fn ls(&self, ls: Ls) -> Result<(), CommandError> {
         let mut out = Output::new();
         let mut entries = Vec::new();
-        file::list(&self.client, &self.user, ls.path.into_vec(), |entry| {
+        let path = ls.path.into_vec();
+        let listed = file::list(&self.client, &self.user, path.clone(), |entry| {
             if !ls.all && entry.name.starts_with(b".") {
                 return Ok(());
             }
@@ -262,7 +270,14 @@ impl Act {
             }
             entries.push(entry);
             Ok(())
-        })?;
+        });
+        match listed {
+            // What is no directory is listed itself, as ls(1) does.
+            Err(FileError::Guest(error)) if error.kind == ErrorKind::FILE_KIND => {
+                entries = vec![self.describe(path, false)?];
+            }
+            listed => drop(listed?),
+        }
         if !ls.unsorted {
             entries.sort_by(|a, b| a.name.cmp(&b.name));
         }
@@ -409,12 +424,6 @@ impl From<FileError> for CommandError {
             FileError::Local { act, source } => Self::io(format_args!("Cannot {act}"), &source),
         }
     }
-}
-
-/// A name for people, in messages.
-#[must_use]
-pub fn shown(name: &[u8]) -> String {
-    printable::bytes(name)
 }
 
 #[cfg(test)]

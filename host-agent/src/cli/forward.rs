@@ -90,9 +90,11 @@ impl Verb for Forward {
         for spec in self.remote {
             carrier.listen_there(spec)?;
         }
-        // Dropped at the end, they take their names in the file system with them.
         signals.forever().next();
-        drop(listeners);
+        // Their threads end with the process.
+        for listener in &listeners {
+            listener.withdraw();
+        }
         Ok(0)
     }
 }

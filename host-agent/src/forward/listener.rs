@@ -28,12 +28,18 @@ pub struct Name {
     id: (u64, u64),
 }
 
-impl Drop for Name {
-    fn drop(&mut self) {
+impl Name {
+    fn remove(&self) {
         if id(&self.path).is_ok_and(|id| id == self.id) {
             // There is nobody left to tell.
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 
@@ -116,6 +122,13 @@ fn is_stale(path: &Path) -> bool {
 }
 
 impl Listener {
+    /// Takes its name out of the file system, if it has one: nobody new finds it.
+    pub fn withdraw(&self) {
+        if let Self::Unix(_, name) = self {
+            name.remove();
+        }
+    }
+
     /// Takes the next caller, and says who it is.
     ///
     /// # Errors

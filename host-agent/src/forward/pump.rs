@@ -100,9 +100,7 @@ impl Pump {
                 return Err(self.failure());
             }
             if self.relay.is_over() {
-                frame::put_raw(FrameId::BYE, 0, &[], &mut self.connection.output);
-                // Both counts are right: whether the guest hears that we heard it changes nothing.
-                let _ = self.connection.try_flush();
+                self.say_bye();
                 return Ok(());
             }
             let sent = if self.gone { Ok(true) } else { self.connection.try_flush() };
@@ -122,6 +120,19 @@ impl Pump {
             if ready.input {
                 self.read(local)?;
             }
+        }
+    }
+
+    /// Both counts are right. The guest closes first: closing before it could take our last bytes from it. Whatever
+    /// goes wrong with that changes nothing any more.
+    fn say_bye(&mut self) {
+        if self.gone || self.deaf {
+            return;
+        }
+        frame::put_raw(FrameId::BYE, 0, &[], &mut self.connection.output);
+        self.connection.set_deadline(Some(Instant::now() + LAST_WORD));
+        if self.connection.flush().is_ok() {
+            while self.connection.frame().is_ok() {}
         }
     }
 
@@ -292,6 +303,9 @@ mod tests {
             }
             if shut && heard.is_empty() && relay.room() > 0 {
                 assert!(relay.read(0, &mut out).is_none());
+            }
+            if relay.is_dismissed() {
+                return;
             }
         }
     }

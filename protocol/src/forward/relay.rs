@@ -24,6 +24,7 @@ pub struct Relay {
     shut: bool,
     socket_ended: bool,
     unwanted: bool,
+    dismissed: bool,
     failed: Option<WireError>,
 }
 
@@ -48,6 +49,7 @@ impl Relay {
             shut: false,
             socket_ended: false,
             unwanted: false,
+            dismissed: false,
             failed: None,
         }
     }
@@ -63,7 +65,8 @@ impl Relay {
         offer: impl FnOnce(&[u8]) -> usize,
     ) -> Result<(), ForwardError> {
         match self.end.receive(frame)? {
-            Step::Nothing | Step::Room | Step::Bye => (),
+            Step::Nothing | Step::Room => (),
+            Step::Bye => self.dismissed = true,
             Step::Open(open) => self.opened = Some(open),
             Step::Bytes(bytes) => {
                 let taken = if self.waiting.is_empty() { offer(bytes).min(bytes.len()) } else { 0 };
@@ -161,8 +164,16 @@ impl Relay {
         self.failed.as_ref()
     }
 
+    /// Whether the host said [`BYE`](crate::frame::FrameId::BYE): it waits for the guest to close the connection, and
+    /// only bytes for the guest's socket are left to be written.
+    #[must_use]
+    pub const fn is_dismissed(&self) -> bool {
+        self.dismissed
+    }
+
     /// Whether both directions ended and our socket has been shut: close it. The host says
-    /// [`BYE`](crate::frame::FrameId::BYE) now.
+    /// [`BYE`](crate::frame::FrameId::BYE) now, and closes the connection after the guest: frames of the guest's that
+    /// meet a closed connection could take the host's last bytes with them.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.end.is_done() && self.waiting.is_empty() && self.shut

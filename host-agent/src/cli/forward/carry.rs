@@ -56,7 +56,7 @@ impl Carrier {
         Ok(())
     }
 
-    /// `-L`: listens on this machine. The listeners live as long as what is returned does, and the process.
+    /// `-L`: listens on this machine, until the process ends.
     pub(super) fn listen_here(&self, spec: &Forward) -> Result<Vec<Arc<Listener>>, CommandError> {
         let (listeners, on) = listen(&spec.listen).map_err(|error| {
             let failed = CommandError::io(format_args!("Cannot listen on {}", spec.listen), &error);
@@ -194,6 +194,13 @@ impl Carrier {
 
     /// Leads one of the guest's callers to this machine's address.
     fn take(&self, number: [u8; 16], from: &str, to: &Address, refusals: &Mutex<OwnedFd>) {
+        let refuse = || {
+            let mut out = Vec::new();
+            frame::put(FrameId::FORWARD_REFUSE, &Refuse { call: number }, &mut out);
+            let fd = refusals.lock().unwrap_or_else(PoisonError::into_inner);
+            // Where it does not arrive, the guest hangs up on its caller a little later.
+            let _ = send(fd.as_raw_fd(), &out, MsgFlags::empty());
+        };
         let carried = match Socket::connect(to) {
             Ok(mut socket) => {
                 let mut operation = Vec::new();
@@ -201,15 +208,14 @@ impl Carrier {
                 frame::put(FrameId::FORWARD_ACCEPT, &accept, &mut operation);
                 match self.dial(|client, _| client.open(&operation)) {
                     Ok(connection) => pump(connection, &mut socket).map_err(CommandError::from),
-                    Err(error) => Err(CommandError::from(error)),
+                    Err(error) => {
+                        refuse();
+                        Err(CommandError::from(error))
+                    }
                 }
             }
             Err(error) => {
-                let mut out = Vec::new();
-                frame::put(FrameId::FORWARD_REFUSE, &Refuse { call: number }, &mut out);
-                let fd = refusals.lock().unwrap_or_else(PoisonError::into_inner);
-                // Where it does not arrive, the guest hangs up on its caller a little later.
-                let _ = send(fd.as_raw_fd(), &out, MsgFlags::empty());
+                refuse();
                 Err(CommandError::io(format_args!("Cannot connect to {to} here"), &error))
             }
         };

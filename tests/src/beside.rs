@@ -1,0 +1,106 @@
+//! The guest's daemon and worker as processes of this machine: everything but the VM.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use tempfile::TempDir;
+
+use crate::{Deadline, Host, Lab, Process, spawn};
+
+/// A daemon with files of its own, serving a Unix socket. Its workers are this user's.
+#[derive(Debug)]
+pub struct Beside {
+    daemon: Option<Process>,
+    directory: TempDir,
+}
+
+impl Beside {
+    /// Starts a daemon under this policy.
+    pub fn start(policy: &str) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("hospes-").tempdir()?;
+        for name in ["etc", "state", "run"] {
+            fs::create_dir(directory.path().join(name))?;
+        }
+        fs::write(directory.path().join("machine-id"), "0123456789abcdef0123456789abcdef\n")?;
+        fs::write(directory.path().join("etc/tools.toml"), policy)?;
+        let mut guest = Self { daemon: None, directory };
+        guest.restart()?;
+        Ok(guest)
+    }
+
+    /// Kills the daemon, as a crash does, and starts another.
+    pub fn restart(&mut self) -> Result<()> {
+        self.daemon = None;
+        let at = |name: &str| self.path(name).display().to_string();
+        let mut words = vec!["--listen".to_owned(), format!("unix:{}", at("socket"))];
+        for name in ["etc", "state", "run", "machine-id"] {
+            words.extend([format!("--{name}"), at(name)]);
+        }
+        words.extend(["--worker-command".to_owned(), Lab::program("hospes-session")?.display().to_string()]);
+        let log = self.path("log");
+        let mut daemon = spawn(Lab::program("hospes-toolsd")?, &words, self.directory.path(), &log)?;
+        Deadline::after(Duration::from_secs(30)).poll("the daemon's socket", || {
+            daemon.expect_alive()?;
+            Ok(UnixStream::connect(self.path("socket")).is_ok().then_some(()))
+        })?;
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    /// A host that knows it as `vm`, and acts in it as this user.
+    pub fn host(&self) -> Result<Host> {
+        let host = Host::sharing_identity()?;
+        let endpoint = format!("socket:{}", self.path("socket").display());
+        let uid = nix::unistd::geteuid();
+        let user = nix::unistd::User::from_uid(uid)?.map_or_else(|| uid.to_string(), |user| user.name);
+        host.run(&["add", "vm", &endpoint, "--user", &user])?.text()?;
+        Ok(host)
+    }
+
+    /// All that the daemon and its workers have logged since it was last started.
+    pub fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.path("log"))?)
+    }
+
+    /// Kills the workers, as a crash does.
+    pub fn kill_workers(&self) {
+        for pid in self.workers() {
+            // It may have ended by itself.
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+
+    /// The workers that run, by the daemon's word, made sure by their name.
+    pub fn workers(&self) -> Vec<nix::unistd::Pid> {
+        let log = self.log().unwrap_or_default();
+        let started = log
+            .lines()
+            .filter_map(|line| line.split_once("Started a worker, process ")?.1.trim().parse().ok());
+        started
+            .filter(|pid: &i32| {
+                fs::read_to_string(format!("/proc/{pid}/comm"))
+                    .is_ok_and(|name| name.trim() == "hospes-session")
+            })
+            .map(nix::unistd::Pid::from_raw)
+            .collect()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A directory beside the daemon's own.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        self.daemon = None;
+        self.kill_workers();
+    }
+}
