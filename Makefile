@@ -69,7 +69,7 @@ bench: setup lab build floor package
 	@$(env) say 'Measuring'; \
 	cargo run --quiet --locked --profile lab -p integration-tests --bin bench
 
-torture: setup lab build guest package
+torture: setup lab build package
 	@$(env) say 'Killing at random'; \
 	FAULTS=200 cargo test --locked -p integration-tests --test faults -- random_kills --nocapture
 
