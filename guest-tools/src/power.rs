@@ -152,7 +152,13 @@ impl Powers {
         Ok(overtakes)
     }
 
-    async fn act(&self, action: PowerAction, folder: Option<&str>, forced: bool, timeout: Duration) -> Outcome {
+    async fn act(
+        &self,
+        action: PowerAction,
+        folder: Option<&str>,
+        forced: bool,
+        timeout: Duration,
+    ) -> Outcome {
         let logind = Logind::connect(&self.manner).await;
         if let Err(error) = &logind {
             tracing::warn!("logind cannot be asked: {error}");

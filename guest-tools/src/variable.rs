@@ -110,8 +110,11 @@ impl Variables {
         }
         let total = self.total - before.unwrap_or(0) + name.len() + value.len();
         if total > VARIABLES_TOTAL {
-            let message = format!("All variables would be {total} bytes, the guest's limit is {VARIABLES_TOTAL}");
-            return Err(WireError::new(ErrorKind::LIMIT, message).hint("Unset some first, or copy a file instead"));
+            let message =
+                format!("All variables would be {total} bytes, the guest's limit is {VARIABLES_TOTAL}");
+            return Err(
+                WireError::new(ErrorKind::LIMIT, message).hint("Unset some first, or copy a file instead")
+            );
         }
         let old = self.map.insert(name.clone(), Stored { value, secret });
         let touched = [secret, old.as_ref().map_or(secret, |old| old.secret)];
@@ -255,8 +258,9 @@ fn refused(error: &VariableError) -> WireError {
         VariableError::Value(_) => WireError::new(ErrorKind::LIMIT, error).hint("Copy a file instead"),
         VariableError::Owner { owner: "guest", .. } => WireError::new(ErrorKind::FORBIDDEN, error)
             .hint("Names that begin with \"guest.\" are set in the guest: hospes-tools var set"),
-        VariableError::Owner { .. } => WireError::new(ErrorKind::FORBIDDEN, error)
-            .hint("The guest's own names begin with \"guest.\""),
+        VariableError::Owner { .. } => {
+            WireError::new(ErrorKind::FORBIDDEN, error).hint("The guest's own names begin with \"guest.\"")
+        }
     }
 }
 
@@ -298,7 +302,8 @@ mod tests {
         assert_eq!(variables.get("token", Owner::Host).unwrap_err().kind, ErrorKind::FORBIDDEN);
         let names: Vec<String> = read_public(run.path()).unwrap().into_iter().map(|v| v.name).collect();
         assert_eq!(names, ["plain"]);
-        let mode = |file: &str| std::fs::metadata(run.path().join(file)).unwrap().permissions().mode() & 0o777;
+        let mode =
+            |file: &str| std::fs::metadata(run.path().join(file)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("variables"), mode("variables.secret")), (0o644, 0o600));
 
         assert_eq!(variables.get("token", Owner::Guest).unwrap().value, b"hunter2");

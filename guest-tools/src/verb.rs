@@ -84,7 +84,9 @@ impl Verb {
             FrameId::PS => Some(Self::Ps),
             FrameId::KILL => Some(Self::Kill),
             FrameId::FILE => Some(Self::File),
-            FrameId::FORWARD_CONNECT | FrameId::FORWARD_LISTEN | FrameId::FORWARD_ACCEPT => Some(Self::Forward),
+            FrameId::FORWARD_CONNECT | FrameId::FORWARD_LISTEN | FrameId::FORWARD_ACCEPT => {
+                Some(Self::Forward)
+            }
             _ => None,
         }
     }
@@ -164,7 +166,9 @@ impl Request {
             Verb::File => {
                 let FileRequest { user, verb } = codec::decode(payload).map_err(wire)?;
                 if !verb.paths_are_sane() {
-                    return Err(WireError::protocol("A path of the request is empty, too long, or has a NUL"));
+                    return Err(WireError::protocol(
+                        "A path of the request is empty, too long, or has a NUL",
+                    ));
                 }
                 let mut subject = verb.word().as_bytes().to_vec();
                 for path in verb.paths() {
@@ -260,7 +264,9 @@ mod tests {
     #[test]
     fn a_request_past_its_limits_is_refused_before_any_worker_sees_it() {
         let exec = Exec { argv: vec![b"a\0b".to_vec()], ..Exec::default() };
-        assert!(Request::decode(Verb::Exec, FrameId::EXEC, &encoded(&exec)).unwrap_err().message.contains("NUL"));
+        assert!(
+            Request::decode(Verb::Exec, FrameId::EXEC, &encoded(&exec)).unwrap_err().message.contains("NUL")
+        );
         assert!(Request::decode(Verb::Ps, FrameId::PS, b"\xff\xff").is_err());
     }
 

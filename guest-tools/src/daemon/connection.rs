@@ -70,9 +70,17 @@ struct Host {
 /// What a connection turned out to be.
 enum Purpose {
     Control(Session),
-    Operation { verb: Verb, id: FrameId, payload: Vec<u8>, host: Host },
+    Operation {
+        verb: Verb,
+        id: FrameId,
+        payload: Vec<u8>,
+        host: Host,
+    },
     /// One request of a control session's kind, alone.
-    Request { payload: Vec<u8>, host: PublicKey },
+    Request {
+        payload: Vec<u8>,
+        host: PublicKey,
+    },
 }
 
 /// Serves one connection to its end, or to its handover.

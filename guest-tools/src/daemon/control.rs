@@ -18,9 +18,9 @@ use hospes_protocol::variable::Owner;
 use tokio::sync::oneshot;
 use tokio::time;
 
-use super::{Daemon, PowerAnswer};
 use super::sessions::Revoked;
 use super::transport::Stream;
+use super::{Daemon, PowerAnswer};
 use crate::audit;
 use crate::info::{self, Monitor};
 use crate::verb::Verb;
@@ -299,7 +299,8 @@ pub(super) async fn alone(
             let answer = match begin_power(daemon, &host, power, false) {
                 Ok(answered) => {
                     // Scripts take their time; that the connection is open is told before.
-                    if time::timeout(WRITE, stream.write_all(due)).await.is_ok_and(|written| written.is_ok()) {
+                    if time::timeout(WRITE, stream.write_all(due)).await.is_ok_and(|written| written.is_ok())
+                    {
                         due.clear();
                     }
                     match answered.await {
@@ -349,8 +350,7 @@ async fn powered(power: &mut Option<(u64, oneshot::Receiver<PowerAnswer>)>) -> (
     let Some((number, answer)) = power else { return std::future::pending().await };
     let (number, answered) = (*number, answer.await);
     *power = None;
-    let answer =
-        answered.unwrap_or_else(|_| PowerAnswer { reply: Err(lost()), sent: oneshot::channel().0 });
+    let answer = answered.unwrap_or_else(|_| PowerAnswer { reply: Err(lost()), sent: oneshot::channel().0 });
     (number, answer)
 }
 

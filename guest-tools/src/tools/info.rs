@@ -43,7 +43,8 @@ impl Info {
                 (true, false) => "up",
             };
             let addresses = interface.addresses.join(" ");
-            let line = format!("Network    {} ({state}) {} {addresses}", text(&interface.name), interface.mac);
+            let line =
+                format!("Network    {} ({state}) {} {addresses}", text(&interface.name), interface.mac);
             writeln!(out, "{}", line.trim_end())?;
         }
         for disk in &info.disks {
