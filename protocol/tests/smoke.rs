@@ -44,7 +44,7 @@ impl Random {
             match self.below(6) {
                 0 if !bytes.is_empty() => bytes[at] ^= 1 << self.below(8),
                 1 if !bytes.is_empty() => {
-                    bytes[at] = [0, 1, 127, 128, 250, 251, 252, 253, 254, 255][self.below(10)]
+                    bytes[at] = [0, 1, 127, 128, 250, 251, 252, 253, 254, 255][self.below(10)];
                 }
                 2 => bytes.truncate(at),
                 3 => bytes.insert(at, self.byte()),

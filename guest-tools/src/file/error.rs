@@ -115,9 +115,9 @@ pub(super) fn shown(path: &[u8]) -> String {
     for chunk in path.utf8_chunks() {
         for c in chunk.valid().chars() {
             if c.is_control() || c == '"' || c == '\\' {
-                text.extend(c.escape_default())
+                text.extend(c.escape_default());
             } else {
-                text.push(c)
+                text.push(c);
             }
         }
         for byte in chunk.invalid() {

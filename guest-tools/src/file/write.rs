@@ -47,6 +47,7 @@ pub struct Writer {
     count: u64,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is never moved about")]
 enum Place {
     /// The bytes go straight to the target.
     InPlace,

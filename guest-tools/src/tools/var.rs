@@ -26,7 +26,7 @@ use crate::variable::read_public;
 pub(super) enum Var {
     /// Print every variable; root sees the names of secrets too
     List {
-        /// As JSON: [{"name", "owner", "secret", "value", "value_hex"}], the value in hexadecimal where it is no text
+        /// As JSON: `[{"name", "owner", "secret", "value", "value_hex"}]`, the value in hexadecimal where it is no text
         #[arg(long)]
         json: bool,
     },

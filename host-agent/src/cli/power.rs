@@ -170,7 +170,7 @@ impl Verb for Reboot {
             None => closed(connection, deadline).map_err(|_| late(&client)),
         };
         self.how.tell(&client, PowerAction::REBOOT, &reply, |told| {
-            told.back = Some(boot.is_some() && done.is_ok())
+            told.back = Some(boot.is_some() && done.is_ok());
         })?;
         done.map(|()| 0)
     }

@@ -101,7 +101,7 @@ pub fn exec_host(data: &[u8]) {
                 }
                 match host.receive(frame) {
                     Ok(HostStep::Output(channel, bytes)) => {
-                        inbound[usize::from(channel - 1)].take(bytes.len())
+                        inbound[usize::from(channel - 1)].take(bytes.len());
                     }
                     Ok(HostStep::Exited(_) | HostStep::Failed(_)) => over = true,
                     Ok(_) => (),
@@ -330,9 +330,9 @@ impl Pair {
         let to_guest = std::mem::take(&mut self.to_guest);
         let mut answers = Vec::new();
         own_frames(&to_guest, |frame| {
-            match self.guest.receive(frame, &mut answers).expect("an honest host") {
-                GuestStep::Stdin(bytes) => self.arrived(STDIN, bytes.len()),
-                _ => (),
+            let step = self.guest.receive(frame, &mut answers).expect("an honest host");
+            if let GuestStep::Stdin(bytes) = step {
+                self.arrived(STDIN, bytes.len());
             }
         });
         assert!(answers.is_empty(), "an honest host said something unknown");
