@@ -1,5 +1,5 @@
 //! Power requests to a real `hospes-toolsd`, with a logind that does nothing but remember.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 
 #[path = "daemon/harness.rs"]
 #[allow(dead_code, reason = "the daemon's own tests use the rest")]
