@@ -1,6 +1,6 @@
 //! File verbs: what scripts do to a guest's files without a shell, with the user's own rights.
 //!
-//! The verbs are plain blocking functions on paths. [`serve`] carries one request over its connection and runs them on
+//! The verbs are plain blocking functions on paths. `serve` carries one request over its connection and runs them on
 //! other threads, since a path may lead to a file system that answers late or never.
 //!
 //! A relative path starts at the user's home. `~` means nothing here, as in every system call: a shell would have put

@@ -1,7 +1,7 @@
 //! Forward: the guest's end of carried connections, with the user's own rights.
 //!
-//! [`connect`] calls somebody in the guest, [`listen`] waits for callers, whom the host takes with [`accept`] on a
-//! connection each. A carried connection's bytes are [`pump`]ed between its two sockets; its rules are
+//! `connect` calls somebody in the guest, `listen` waits for callers, whom the host takes with `accept` on a
+//! connection each. A carried connection's bytes are `pump`ed between its two sockets; its rules are
 //! [`hospes_protocol::forward`]'s.
 
 mod calls;

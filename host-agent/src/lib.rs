@@ -20,7 +20,7 @@
 //! * [`copy`]: files and trees, either way, and tar archives.
 //! * [`control`]: questions to a guest, such as what it is.
 //! * [`exec`]: drives a command with our own terminal or pipes.
-//! * [`file`], [`forward`]: file verbs, and carried connections.
+//! * [`mod@file`], [`forward`]: file verbs, and carried connections.
 //! * [`agent`]: the long-running part, and how commands ask it.
 //! * [`cli`]: the `hospes` command, one file for each verb.
 

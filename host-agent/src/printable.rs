@@ -28,7 +28,7 @@ pub fn line(text: &str) -> Cow<'_, str> {
     Cow::Owned(clean)
 }
 
-/// As [`line`], of bytes that should be UTF-8.
+/// As [`line()`], of bytes that should be UTF-8.
 #[must_use]
 pub fn bytes(bytes: &[u8]) -> String {
     line(&String::from_utf8_lossy(bytes)).into_owned()

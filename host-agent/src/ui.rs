@@ -46,10 +46,10 @@ pub fn line(text: impl Display) -> Result<(), CommandError> {
     line_read(text).map(drop)
 }
 
-/// As [`line`]; false where nobody reads any more.
+/// As [`line()`]; false where nobody reads any more.
 ///
 /// # Errors
-/// As [`line`].
+/// As [`line()`].
 pub fn line_read(text: impl Display) -> Result<bool, CommandError> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
@@ -62,7 +62,7 @@ pub fn line_read(text: impl Display) -> Result<bool, CommandError> {
 /// Prints a value as one line of JSON.
 ///
 /// # Errors
-/// As [`line`].
+/// As [`line()`].
 pub fn json(value: &impl Serialize) -> Result<(), CommandError> {
     line(to_json(value))
 }
@@ -181,7 +181,7 @@ impl Table {
     /// Prints it.
     ///
     /// # Errors
-    /// As [`line`].
+    /// As [`line()`].
     pub fn print(&self) -> Result<(), CommandError> {
         let paint = Paint::of(&io::stdout());
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);

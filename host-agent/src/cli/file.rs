@@ -31,7 +31,7 @@ const REFUSED: u8 = 1;
 /// Names that go to a terminal are shown with escapes in place of what a terminal would obey; into a pipe or file they
 /// go as they are, one to a line, or with a zero byte behind each for --null.
 ///
-/// With --json: stat {"entries": [ENTRY]}, ls {"entries": [ENTRY]}, mktemp {"path"}, write {"bytes"}, and {} for the
+/// With --json: stat {"entries": [ENTRY, …]}, ls {"entries": [ENTRY, …]}, mktemp {"path"}, write {"bytes"}, and {} for the
 /// others. ENTRY is {"name", "type", "mode", "size", "modified", "modified_ns", "uid", "gid", "user", "group", "links",
 /// "target"}: "type" is file, directory, symlink, fifo, socket, char, block or unknown; "mode" octal digits;
 /// "modified" seconds since 1970. A name that is no UTF-8 has its bytes in "name_hex", a target in "target_hex".
