@@ -51,7 +51,7 @@
 //! # Bytes
 //!
 //! [`stream`] is the one rule for bytes inside a connection: credit, counts, and an end that is said. It serves
-//! [`exec`], copies, [`forward`] and [`file`] alike. **An end is never inferred from a close**: each operation has a last
+//! [`exec`], copies, [`forward`] and [`mod@file`] alike. **An end is never inferred from a close**: each operation has a last
 //! frame, and a connection that closes before it was cut.
 //!
 //! # Operations
@@ -60,7 +60,7 @@
 //! |---|---|---|
 //! | exec, shell, attach | [`exec`] | the user's worker |
 //! | ps, kill | [`process`] | the user's worker |
-//! | stat, ls, mkdir, rm, mv, mktemp, read, write | [`file`] | the user's worker |
+//! | stat, ls, mkdir, rm, mv, mktemp, read, write | [`mod@file`] | the user's worker |
 //! | forward, connect | [`forward`] | the user's worker |
 //! | info, events | [`control`], [`info`] | the daemon |
 //! | var | [`control`], [`variable`] | the daemon |

@@ -1,6 +1,6 @@
 //! Guest variables: small named values that a host leaves for its guest, and a guest for its host.
 //!
-//! A name is `[A-Za-z0-9._-]`, at most [`VARIABLE_NAME`](crate::limits::VARIABLE_NAME) bytes. Names that begin with
+//! A name is `[A-Za-z0-9._-]`, at most [`VARIABLE_NAME`] bytes. Names that begin with
 //! `guest.` are the guest's to set, by its root alone; every other one is the host's. Each side reads all. A secret can
 //! be read once, by the guest's root alone, and is then gone; it is never listed with its value. Variables live in the
 //! guest's memory: they survive the daemon and end with the boot.

@@ -4,7 +4,7 @@
 //!   read ──frames──▶ transfer::send ═══ connection ═══▶ transfer::receive ──frames──▶ write
 //!   (a thread)       (the caller's)                     (the caller's)                (a thread)
 //! ```
-//! [`read`] turns directories and files into the records of an [`archive`](hospes_protocol::copy::archive), [`write`]
+//! [`read`] turns directories and files into the records of an [`archive`](hospes_protocol::copy::archive), [`mod@write`]
 //! turns them back, and [`transfer`] carries the frames between, over a connection that may be cut and replaced. The
 //! disk and the connection have a thread each, so that neither waits for the other: in an emulated or busy guest that
 //! is half of the speed.

@@ -1,6 +1,6 @@
 //! Carrying an archive's frames over a connection that may be cut and replaced.
 //!
-//! [`send`] and [`receive`] run on the caller's thread and do blocking I/O on the connection; the tree is read or
+//! [`send()`] and [`receive()`] run on the caller's thread and do blocking I/O on the connection; the tree is read or
 //! written on a second thread. When the connection is lost, a [`Relink`] finds another and says where the other side
 //! stands; the sender goes on with the frames that it kept. Nothing else knows of cuts.
 
