@@ -322,7 +322,7 @@ fn a_receiver_that_lies_is_found_out_and_the_reader_ends() {
             let mut theirs = theirs;
             let mut sink = vec![0; 1 << 16];
             theirs.write_all(&lie).unwrap();
-            theirs.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+            theirs.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
             while theirs.read(&mut sink).is_ok_and(|n| n > 0) {}
         });
         let sent = send(
