@@ -227,12 +227,20 @@ fn a_reader_that_has_enough_ends_it_quietly() -> Result<()> {
     Ok(())
 }
 
-static GUEST: SharedGuest = SharedGuest::new(|| with_tools("file")).prepared(tools_started);
+/// A user's first session takes its time under emulation: it is begun before the tests.
+fn prepared(guest: &Guest) -> Result<()> {
+    tools_started(guest)?;
+    guest.check("systemctl start --no-block user@1000.service")?;
+    guest.wait_until("systemctl is-active user@1000.service", Duration::from_secs(240)).map(drop)
+}
+
+static GUEST: SharedGuest = SharedGuest::new(|| with_tools("file")).prepared(prepared);
 
 fn booted(guest: &Guest) -> Result<Host> {
     let host = Host::sharing_identity()?;
     host.add("vm", guest)?;
     host.run(&["wait", "vm", "--timeout", "60s"])?.text()?;
+    host.run(&["exec", "--connect-timeout", "120s", "vm", "--", "true"])?.text()?;
     Ok(host)
 }
 
@@ -241,7 +249,8 @@ fn in_a_booted_guest_files_are_the_users() -> Result<()> {
     let guest = GUEST.get()?;
     let host = booted(&guest)?;
     let bytes = noise(2 << 20);
-    ensure!(host.run_with(&["file", "vm", "write", "notes/.."], b"")?.status == 1);
+    let nowhere = host.run_with(&["file", "vm", "write", "notes/.."], b"")?;
+    ensure!(nowhere.status == 1, "{}: {}", nowhere.status, nowhere.stderr);
     host.run(&["file", "vm", "mkdir", "-p", "notes/today"])?.text()?;
     ensure!(host.run_with(&["file", "vm", "write", "notes/today/big"], &bytes)?.status == 0);
     assert_eq!(
@@ -252,7 +261,11 @@ fn in_a_booted_guest_files_are_the_users() -> Result<()> {
     let denied = host.run_with(&["file", "vm", "write", "/etc/hospes-test"], b"x")?;
     assert_eq!(denied.status, 1);
     ensure!(denied.stderr.contains("Permission denied"), "{}", denied.stderr);
-    host.run_with(&["file", "-u", "root", "vm", "write", "/etc/hospes-test"], b"x")?.text()?;
+    host.run_with(
+        &["file", "--connect-timeout", "120s", "-u", "root", "vm", "write", "/etc/hospes-test"],
+        b"x",
+    )?
+    .text()?;
     assert_eq!(guest.check("stat -c %U /etc/hospes-test")?, "root\n");
     guest.check("mkdir -p /home/dev/t/locked/in /home/dev/t/open && chown -R root /home/dev/t/locked && chown dev /home/dev/t /home/dev/t/open")?;
     let partly = host.run(&["file", "vm", "rm", "-r", "t"])?;

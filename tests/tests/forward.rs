@@ -38,7 +38,7 @@ impl Forward {
     fn event(&mut self) -> Result<serde_json::Value> {
         let mut line = String::new();
         if self.lines.read_line(&mut line)? == 0 {
-            bail!("hospes forward ended: {}", self.told.try_iter().collect::<Vec<_>>().join("\n"));
+            bail!("hospes forward ended: {}", self.told.iter().collect::<Vec<_>>().join("\n"));
         }
         Ok(serde_json::from_str(&line)?)
     }
@@ -313,13 +313,21 @@ fn the_policy_can_forbid_it_and_the_log_has_the_address() -> Result<()> {
     Ok(())
 }
 
-static GUEST: SharedGuest = SharedGuest::new(|| with_tools("forward")).prepared(tools_started);
+/// A user's first session takes its time under emulation: it is begun before the tests.
+fn prepared(guest: &Guest) -> Result<()> {
+    tools_started(guest)?;
+    guest.check("systemctl start --no-block user@1000.service")?;
+    guest.wait_until("systemctl is-active user@1000.service", Duration::from_secs(240)).map(drop)
+}
+
+static GUEST: SharedGuest = SharedGuest::new(|| with_tools("forward")).prepared(prepared);
 
 fn booted(guest: &Guest) -> Result<Host> {
     let mut host = Host::sharing_identity()?;
     host.add("vm", guest)?;
     host.start_agent()?;
     host.run(&["wait", "vm", "--timeout", "60s"])?.text()?;
+    host.run(&["exec", "--connect-timeout", "120s", "vm", "--", "true"])?.text()?;
     Ok(host)
 }
 
@@ -348,13 +356,19 @@ fn in_a_booted_guest_plain_ssh_works_with_the_printed_settings() -> Result<()> {
             .envs(host.environment())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()?;
         let mut pipe = child.stdin.take().context("a pipe")?;
         let stdin = stdin.to_vec();
         let writer = thread::spawn(move || pipe.write_all(&stdin));
         let output = child.wait_with_output()?;
         writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
-        ensure!(output.status.success(), "ssh ended with {}", output.status);
+        ensure!(
+            output.status.success(),
+            "ssh ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(output.stdout)
     };
     assert_eq!(ssh("id -un", b"")?, b"dev\n");
