@@ -209,7 +209,10 @@ impl Powers {
             match logind.go(action, forced).await {
                 Ok(()) => return Ok(("logind", Way::Bus { _delay: delay, sleep })),
                 Err(logind::GoError::Declined(error)) => return Err(error),
-                Err(logind::GoError::Absent(error)) => reasons.push(format!("logind: {error}")),
+                Err(logind::GoError::Absent(error)) => {
+                    tracing::warn!("logind does not {}, somebody else is asked: {error}", verb(action));
+                    reasons.push(format!("logind: {error}"));
+                }
             }
         }
         if self.manner == Manner::Machine {

@@ -130,6 +130,19 @@ fn an_inhibitor_refuses_before_any_script_runs_unless_forced() {
 }
 
 #[test]
+fn a_lock_that_comes_late_is_honoured_too() {
+    let logind = Logind::start(Spec { denies: true, old: true, ..Spec::default() });
+    let guest = guest(&logind, "");
+    let mut host = guest.control(1);
+    let reply = ask(&mut host, power(PowerAction::POWEROFF)).unwrap();
+    assert_eq!(refusal(&reply), ErrorKind::INHIBITED);
+    assert_eq!(host.ask(Ask::Ping), Ok(Answer::Pong), "nobody was told that it goes down");
+    // Forced, somebody else would be asked; this daemon has nobody else.
+    let reply = ask(&mut host, Power { force: true, ..power(PowerAction::POWEROFF) }).unwrap();
+    assert_eq!(refusal(&reply), ErrorKind::OS);
+}
+
+#[test]
 fn after_a_suspend_the_resume_scripts_run_and_subscribers_are_told() {
     let logind = Logind::start(Spec::default());
     let guest = guest(&logind, "");
@@ -207,7 +220,7 @@ fn the_scripts_of_a_start_run_once_in_a_boot() {
     let logind = Logind::start(Spec::default());
     let mut guest = guest(&logind, "");
     script(&guest, "poweron.d/10", "echo $1 >> order");
-    fs::remove_file(guest.path("run/started")).unwrap();
+    until("it has seen that no script is there", || fs::remove_file(guest.path("run/started")).ok());
     guest.restart();
     until("the script has run", || {
         fs::read_to_string(guest.path("order")).ok().filter(|order| !order.is_empty())

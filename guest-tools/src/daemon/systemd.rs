@@ -85,7 +85,7 @@ pub(super) async fn start_unit(unit: &str) -> Result<Started, UnitError> {
 
 /// Asks over systemd's private socket, as systemctl does for root. systemd signs its messages there with a name that
 /// D-Bus keeps for services, which zbus takes for a fault of the message: so no answer is asked for.
-async fn ask_privately(unit: &str) -> zbus::Result<()> {
+pub(crate) async fn ask_privately(unit: &str) -> zbus::Result<()> {
     let address = format!("unix:path={PRIVATE}");
     let connection = connection::Builder::address(address.as_str()).p2p().build().await?;
     let call = Message::method_call(PATH, "StartUnit")

@@ -106,15 +106,25 @@ impl Logind {
         };
         if forced {
             // An older logind knows neither the method nor the flag, and needs it not.
-            if self.call(&format!("{method}WithFlags"), &SKIP_INHIBITORS).await.is_ok() {
-                return Ok(());
+            match self.call(&format!("{method}WithFlags"), &SKIP_INHIBITORS).await {
+                Ok(_) => return Ok(()),
+                Err(error) => tracing::debug!("logind does not take {method}WithFlags: {error}"),
             }
         }
-        self.call(method, &false).await.map(drop).map_err(|error| judge(action, error))
+        self.call(method, &false).await.map(drop).map_err(|error| judge(action, forced, error))
     }
 }
 
-fn judge(action: PowerAction, error: zbus::Error) -> GoError {
+fn judge(action: PowerAction, forced: bool, error: zbus::Error) -> GoError {
+    if !forced
+        && let zbus::Error::FDO(denied) = &error
+        && let zbus::fdo::Error::AccessDenied(words)
+        | zbus::fdo::Error::InteractiveAuthorizationRequired(words) = &**denied
+    {
+        // A lock that came since we looked: nobody else is asked to pass it.
+        let message = format!("logind does not {} now: {words}", super::verb(action));
+        return GoError::Declined(WireError::new(ErrorKind::INHIBITED, message).hint(super::AGAIN_HINT));
+    }
     let zbus::Error::MethodError(name, words, _) = &error else { return GoError::Absent(error) };
     let words = words.clone().unwrap_or_default();
     let kind = match name.as_str() {

@@ -9,7 +9,7 @@ use zbus::{OwnedObjectPath, Variant};
 use super::in_time;
 use super::run::Ended;
 use super::script::Script;
-use crate::daemon::systemd::{Manager, UnitError};
+use crate::daemon::systemd::{Manager, UnitError, ask_privately};
 
 /// How long systemd may take beyond a script's own time: to start it, and to kill it.
 const MARGIN: Duration = Duration::from_secs(30);
@@ -26,7 +26,8 @@ pub(super) async fn go(action: PowerAction) -> zbus::Result<()> {
         _ => return Err(zbus::Error::Unsupported),
     };
     in_time(async {
-        let manager = Manager::connect().await?;
+        // Without a bus it is asked on its own socket, which takes no other mode and gives no answer.
+        let Ok(manager) = Manager::connect().await else { return ask_privately(target).await };
         let mode = if action == PowerAction::SUSPEND { "replace" } else { "replace-irreversibly" };
         manager.call("StartUnit", &(target, mode)).await.map(drop)
     })

@@ -20,6 +20,8 @@ pub(crate) struct Spec {
     pub(crate) inhibitors: Vec<(&'static str, &'static str, &'static str, &'static str)>,
     /// It knows no `…WithFlags`, as before systemd 257.
     pub(crate) old: bool,
+    /// It lets nobody pass a lock that came since it was asked for them.
+    pub(crate) denies: bool,
     /// What it says to `CanSuspend`.
     pub(crate) cannot_suspend: bool,
 }
@@ -180,6 +182,10 @@ impl Fake {
                 let flags: u64 = call.body().deserialize().unwrap();
                 reply(format!("{flagged} {flags}"));
                 connection.reply(&header, &()).await.unwrap();
+            }
+            _ if self.spec.denies => {
+                let name = "org.freedesktop.DBus.Error.AccessDenied";
+                connection.reply_error(&header, name, &"There is a lock").await.unwrap();
             }
             plain => {
                 let interactive: bool = call.body().deserialize().unwrap();
