@@ -280,6 +280,12 @@ impl Guest {
         Ok(Self { transcript, session })
     }
 
+    /// The key that the host says it has, which is not proved yet.
+    #[must_use]
+    pub const fn claimed(&self) -> &PublicKey {
+        &self.session.peer
+    }
+
     /// The host's proof arrived. The caller then decides whether it trusts [`Session::peer`], and answers
     /// [`Ready`] or `FAILED`.
     ///

@@ -24,7 +24,8 @@ impl Beside {
         for name in ["etc", "state", "run"] {
             fs::create_dir(directory.path().join(name))?;
         }
-        fs::write(directory.path().join("machine-id"), "0123456789abcdef0123456789abcdef\n")?;
+        let machine = fs::read_to_string("/proc/sys/kernel/random/uuid")?.replace('-', "");
+        fs::write(directory.path().join("machine-id"), machine)?;
         fs::write(directory.path().join("etc/tools.toml"), policy)?;
         let mut guest = Self { daemon: None, directory };
         guest.restart()?;
@@ -53,11 +54,13 @@ impl Beside {
     /// A host that knows it as `vm`, and acts in it as this user.
     pub fn host(&self) -> Result<Host> {
         let host = Host::sharing_identity()?;
-        let endpoint = format!("socket:{}", self.path("socket").display());
-        let uid = nix::unistd::geteuid();
-        let user = nix::unistd::User::from_uid(uid)?.map_or_else(|| uid.to_string(), |user| user.name);
-        host.run(&["add", "vm", &endpoint, "--user", &user])?.text()?;
+        host.add_socket("vm", &self.socket())?;
         Ok(host)
+    }
+
+    /// Where the daemon listens.
+    pub fn socket(&self) -> PathBuf {
+        self.path("socket")
     }
 
     /// All that the daemon and its workers have logged since it was last started.

@@ -104,6 +104,23 @@ impl Host {
         self.run(&["add", name, &endpoint, "--user", "dev"])?.text().map(drop)
     }
 
+    /// Makes what serves a guest's port at a socket known by `name`, its commands run as this user.
+    pub fn add_socket(&self, name: &str, socket: &Path) -> Result<()> {
+        let uid = nix::unistd::geteuid();
+        let user = nix::unistd::User::from_uid(uid)?.map_or_else(|| uid.to_string(), |user| user.name);
+        let endpoint = format!("socket:{}", socket.display());
+        self.run(&["add", name, &endpoint, "--user", &user])?.text().map(drop)
+    }
+
+    /// Waits until the agent has a session with a guest.
+    pub fn wait_connected(&self, name: &str) -> Result<()> {
+        Deadline::after(Duration::from_secs(60)).poll(&format!("the agent's session with {name}"), || {
+            let list: serde_json::Value = serde_json::from_str(&self.run(&["list", "--json"])?.text()?)?;
+            let mut vms = list["vms"].as_array().into_iter().flatten();
+            Ok(vms.any(|vm| vm["name"] == name && vm["state"] == "connected").then_some(()))
+        })
+    }
+
     /// A `hospes` command, ready to run.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);

@@ -43,6 +43,9 @@ const LINGER_BYTES: usize = 4 * 1024 * 1024;
 enum End {
     /// The peer went away, or the kernel says that it did. Nobody is left to be told.
     Gone,
+    /// As `Gone`, once it knew who we are and had not proved who it is: a host that was led to the wrong guest does
+    /// so, and the host of a relay.
+    Unproved,
     /// It is told this.
     Refused(WireError),
 }
@@ -102,6 +105,7 @@ pub(super) async fn serve(daemon: &Arc<Daemon>, stream: Stream, peer: Peer, plac
     let Greeting { buffer, mut due, who, .. } = greeting;
     let refusal = match purpose {
         Err(End::Gone) => return,
+        Err(End::Unproved) => return daemon.refused(&who, "It closed the connection before it proved its key"),
         Err(End::Refused(error)) => error,
         Ok(Purpose::Control(session)) => {
             return control::serve(daemon, &stream, buffer, due, session).await;
@@ -228,7 +232,11 @@ impl Greeting<'_> {
         let guest = Guest::answer(hello, key, machine, capabilities, &entropy, &mut self.due)
             .map_err(|error| error.to_wire())?;
         self.send_due().await?;
-        let (_, auth) = self.frame(|id| id == FrameId::CLIENT_AUTH).await?;
+        self.who = format!("{} (unproved)", guest.claimed().fingerprint());
+        let (_, auth) = match self.frame(|id| id == FrameId::CLIENT_AUTH).await {
+            Err(End::Gone) => return Err(End::Unproved),
+            frame => frame?,
+        };
         let session = guest.finish(&auth).map_err(|error| error.to_wire())?;
         self.who = session.peer.fingerprint();
         let first_use = self.trust(&session.peer)?;
