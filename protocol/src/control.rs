@@ -105,6 +105,9 @@ pub enum Event {
     Variable(String),
     /// The guest came back from suspend.
     Resumed,
+    /// Whose desktop the clipboard's connections would now reach; none where nobody's: no desktop, one that is locked, a
+    /// greeter. Connections to the one before are over.
+    Desktop(Option<String>),
 }
 
 #[cfg(test)]

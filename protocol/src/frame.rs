@@ -118,6 +118,25 @@ open_enum! {
         FORWARD_INCOMING = 0x0605,
         /// Host to guest: [`Refuse`](crate::forward::Refuse).
         FORWARD_REFUSE = 0x0606,
+
+        /// Host to guest: [`Share`](crate::clipboard::Share).
+        CLIPBOARD = 0x0a00,
+        /// Guest to host: [`Ready`](crate::clipboard::Ready).
+        CLIPBOARD_READY = 0x0a01,
+        /// Either way: [`Offer`](crate::clipboard::Offer).
+        CLIPBOARD_OFFER = 0x0a02,
+        /// Guest to host: [`Want`](crate::clipboard::Want).
+        CLIPBOARD_WANT = 0x0a03,
+        /// Host to guest: [`Decline`](crate::clipboard::Decline).
+        CLIPBOARD_DECLINE = 0x0a04,
+        /// Host to guest: [`Fetch`](crate::clipboard::Fetch).
+        CLIPBOARD_FETCH = 0x0a05,
+        /// Host to guest: [`Feed`](crate::clipboard::Feed).
+        CLIPBOARD_FEED = 0x0a06,
+        /// Host to guest: [`Set`](crate::clipboard::Set).
+        CLIPBOARD_SET = 0x0a07,
+        /// Guest to host: [`Taken`](crate::clipboard::Taken).
+        CLIPBOARD_TAKEN = 0x0a08,
     }
 }
 
@@ -137,7 +156,10 @@ impl FrameId {
             | Self::EXEC_SIGNAL
             | Self::EXEC_RESIZE
             | Self::COPY_POSITION
-            | Self::COPY_DONE => 64,
+            | Self::COPY_DONE
+            | Self::CLIPBOARD
+            | Self::CLIPBOARD_FEED
+            | Self::CLIPBOARD_TAKEN => 64,
             Self::DATA => DATA_LEN,
             Self::EXEC
             | Self::COPY_PULL

@@ -51,7 +51,7 @@
 //! # Bytes
 //!
 //! [`stream`] is the one rule for bytes inside a connection: credit, counts, and an end that is said. It serves
-//! [`exec`], copies, [`forward`] and [`mod@file`] alike. **An end is never inferred from a close**: each operation has a last
+//! [`exec`], copies, [`forward`], [`clipboard`] and [`mod@file`] alike. **An end is never inferred from a close**: each operation has a last
 //! frame, and a connection that closes before it was cut.
 //!
 //! # Operations
@@ -62,6 +62,7 @@
 //! | ps, kill | [`process`] | the user's worker |
 //! | stat, ls, mkdir, rm, mv, mktemp, read, write | [`mod@file`] | the user's worker |
 //! | forward, connect | [`forward`] | the user's worker |
+//! | clipboard | [`clipboard`] | the active desktop's helper |
 //! | info, events | [`control`], [`info`] | the daemon |
 //! | var | [`control`], [`variable`] | the daemon |
 //! | stop, reboot, suspend | [`control`], [`power`] | the daemon |
@@ -98,6 +99,7 @@
 
 mod open_enum;
 
+pub mod clipboard;
 pub mod codec;
 pub mod control;
 pub mod copy;

@@ -69,6 +69,18 @@ pub const FORWARD_ACCEPT_MS: u64 = 10_000;
 /// Calls of one listener that wait for the host at once. More wait in the kernel's backlog.
 pub const FORWARD_PENDING: usize = 32;
 
+/// Types of one clipboard offer.
+pub const CLIPBOARD_TYPES: usize = 128;
+
+/// Bytes in the name of a clipboard's type.
+pub const CLIPBOARD_TYPE: usize = 255;
+
+/// Bytes that a guest's desktop keeps for [`CLIPBOARD_SET`](crate::frame::FrameId::CLIPBOARD_SET), per selection.
+pub const CLIPBOARD_KEPT: u64 = 64 * 1024 * 1024;
+
+/// Pastes under way at once, per desktop and connected host, each way.
+pub const CLIPBOARD_PASTES: usize = 64;
+
 /// Guest variables, in all.
 pub const VARIABLES: usize = 1024;
 

@@ -267,6 +267,7 @@ impl Link {
                     Ok(Event::Info(info)) => agent.informed(&vm.name, &info, true),
                     Ok(Event::Stopping(why)) => agent.stopping(&vm.name, &why),
                     Ok(Event::Variable(name)) => agent.tell(Some(&vm.name), What::Variable { name }),
+                    Ok(Event::Desktop(_)) => (),
                     Ok(Event::Resumed) => agent.tell(Some(&vm.name), What::Resumed),
                     // A newer guest's event.
                     Err(_) => (),

@@ -3,6 +3,7 @@
 //!
 //! A function returns where the peer was refused; it panics where a machine did, or broke a promise of its own.
 
+mod clipboard;
 mod connection;
 mod exec;
 mod forward;
@@ -10,6 +11,7 @@ mod input;
 #[path = "../../tests/wire/recode.rs"]
 mod recode;
 
+pub use clipboard::clipboard;
 pub use connection::{archive, control_number, frame, handshake_guest, handshake_host, messages, ticket};
 pub use exec::{exec_guest, exec_host, exec_pair};
 pub use forward::forward;
@@ -20,6 +22,7 @@ pub type Target = fn(&[u8]);
 /// Every target by its name, which is also its file's in `fuzz_targets/`.
 pub const TARGETS: &[(&str, Target)] = &[
     ("archive", archive),
+    ("clipboard", clipboard),
     ("control_number", control_number),
     ("exec_guest", exec_guest),
     ("exec_host", exec_host),

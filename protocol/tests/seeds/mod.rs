@@ -39,6 +39,16 @@ pub(crate) fn all() -> Vec<(String, Vec<u8>)> {
             let len = u32::try_from(payload.len()).unwrap_or(0).to_le_bytes();
             add("archive", &[&[255][..], &len, payload].concat());
         }
+        // Which machine, then its first frame as the target has it: id, channel, length.
+        for (folder, which) in
+            [("clipboard-host", 0), ("clipboard-guest", 1), ("clipboard-sink", 2), ("clipboard-source", 4)]
+        {
+            if in_folder(folder) {
+                let len = bytes.get(4).copied().unwrap_or_default();
+                let head = bytes.get(..3).unwrap_or_default();
+                add("clipboard", &[&[which, 2][..], head, &[len], payload].concat());
+            }
+        }
         for (folder, target) in [("handshake-host", "handshake_host"), ("handshake-guest", "handshake_guest")]
         {
             if in_folder(folder) {

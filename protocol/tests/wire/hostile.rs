@@ -1,5 +1,8 @@
 //! What must be refused, and how: `hostile/RECEIVER/ERROR/*.bin`.
 
+use hospes_protocol::clipboard::{
+    self, Channel, ClipboardError, Offer, Selection, Sink, Source, Taken, Want,
+};
 use hospes_protocol::codec::CodecError;
 use hospes_protocol::copy::archive::{ArchiveError, Attributes, Decoder, Record};
 use hospes_protocol::error::ErrorKind;
@@ -41,6 +44,23 @@ pub(crate) fn refused_as(receiver: &str, bytes: &[u8]) -> Option<&'static str> {
         "forward-host" => forward_end(forward::End::host(), bytes),
         "forward-guest" => {
             forward_end(forward::End::guest(&Open { peer: String::new() }, &mut Vec::new()), bytes)
+        }
+        "clipboard-host" => clipboard_channel(Channel::host(), bytes),
+        "clipboard-guest" => {
+            let ready =
+                clipboard::Ready { user: String::new(), back_end: String::new(), selections: Vec::new() };
+            clipboard_channel(Channel::guest(&ready, &mut Vec::new()), bytes)
+        }
+        "clipboard-sink" => {
+            let mut sink = Sink::new(clipboard::Side::Host);
+            frames(bytes, |frame| sink.receive(frame).map(drop).map_err(|error| clipboard_error(&error)))
+                .and_then(|()| sink.closed().map_err(|error| clipboard_error(&error)))
+        }
+        "clipboard-source" => {
+            let mut source = Source::new(clipboard::Side::Host);
+            source.data(2);
+            source.end(&mut Vec::new());
+            frames(bytes, |frame| source.receive(frame).map(drop).map_err(|error| clipboard_error(&error)))
         }
         "handshake-host" => frames(bytes, |frame| {
             let key = host_key();
@@ -209,6 +229,21 @@ fn forward_error(error: &ForwardError) -> &'static str {
     }
 }
 
+fn clipboard_channel(mut channel: Channel, bytes: &[u8]) -> Outcome {
+    frames(bytes, |frame| channel.receive(frame).map(drop).map_err(|error| clipboard_error(&error)))
+}
+
+fn clipboard_error(error: &ClipboardError) -> &'static str {
+    match error {
+        ClipboardError::Stream(error) => stream_error(error),
+        ClipboardError::Codec(error) => codec_error(error),
+        ClipboardError::Type(_) => "type",
+        ClipboardError::Serial { .. } => "serial",
+        ClipboardError::Unexpected { .. } => "unexpected",
+        ClipboardError::Cut { .. } => "cut",
+    }
+}
+
 fn handshake_error(error: &HandshakeError) -> &'static str {
     match error {
         HandshakeError::Codec(error) => codec_error(error),
@@ -226,6 +261,7 @@ pub(crate) fn all() -> Vec<(String, Vec<u8>)> {
     requests(&mut add);
     exec_frames(&mut add);
     forward_frames(&mut add);
+    clipboard_frames(&mut add);
     archives(&mut add);
     handshakes(&mut add);
     tickets(&mut add);
@@ -406,6 +442,31 @@ fn forward_frames(add: &mut Add<'_>) {
     add("forward-guest/no-such-stream/credit", &[message(FrameId::CREDIT, 0, &1u32)]);
     add("forward-guest/after-end/end", &[end(0, 0), end(0, 0)]);
     add("forward-guest/cut/one-end", &[end(0, 0)]);
+}
+
+fn clipboard_frames(add: &mut Add<'_>) {
+    let selection = Selection::CLIPBOARD;
+    let offer = |serial, types: Vec<String>| {
+        message(FrameId::CLIPBOARD_OFFER, 0, &Offer { serial, selection, types })
+    };
+    let want = message(
+        FrameId::CLIPBOARD_WANT,
+        0,
+        &Want { call: [0; 16], selection, serial: 1, kind: "a/b".into() },
+    );
+    add("clipboard-host/unexpected/want-before-ready", std::slice::from_ref(&want));
+    add("clipboard-host/unexpected/offer-before-ready", &[offer(1, Vec::new())]);
+    add("clipboard-guest/unexpected/want", &[want]);
+    add("clipboard-guest/serial/zero", &[offer(0, Vec::new())]);
+    add("clipboard-guest/serial/again", &[offer(2, Vec::new()), offer(2, Vec::new())]);
+    add("clipboard-guest/type/escape", &[offer(1, vec!["text/\u{1b}[2J".into()])]);
+    add("clipboard-guest/type/long", &[offer(1, vec!["x".repeat(256)])]);
+    add("clipboard-guest/type/many", &[offer(1, vec!["a".into(); 129])]);
+    add("clipboard-sink/cut/before-the-end", &[framed(FrameId::DATA, 1, b"abc")]);
+    add("clipboard-sink/count/short", &[framed(FrameId::DATA, 1, b"abc"), end(1, 9)]);
+    add("clipboard-sink/overrun/flood", &flood(1));
+    add("clipboard-sink/no-such-stream/our-own", &[framed(FrameId::DATA, 0, b"x")]);
+    add("clipboard-source/count/less", &[message(FrameId::CLIPBOARD_TAKEN, 0, &Taken { bytes: 1 })]);
 }
 
 fn archives(add: &mut Add<'_>) {

@@ -2,7 +2,7 @@
 
 use hospes_protocol::codec::{self, CodecError};
 use hospes_protocol::frame::FrameId;
-use hospes_protocol::{control, copy, error, exec, file, forward, handshake, process, ticket};
+use hospes_protocol::{clipboard, control, copy, error, exec, file, forward, handshake, process, ticket};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Decodes a payload as its id's message and encodes it again. `None` for an id without a message of its own.
@@ -50,6 +50,15 @@ pub(crate) fn recode(id: FrameId, payload: &[u8]) -> Option<Result<Vec<u8>, Code
         FrameId::FORWARD_LISTENING => message::<forward::Listening>,
         FrameId::FORWARD_INCOMING => message::<forward::Incoming>,
         FrameId::FORWARD_REFUSE => message::<forward::Refuse>,
+        FrameId::CLIPBOARD => message::<clipboard::Share>,
+        FrameId::CLIPBOARD_READY => message::<clipboard::Ready>,
+        FrameId::CLIPBOARD_OFFER => message::<clipboard::Offer>,
+        FrameId::CLIPBOARD_WANT => message::<clipboard::Want>,
+        FrameId::CLIPBOARD_DECLINE => message::<clipboard::Decline>,
+        FrameId::CLIPBOARD_FETCH => message::<clipboard::Fetch>,
+        FrameId::CLIPBOARD_FEED => message::<clipboard::Feed>,
+        FrameId::CLIPBOARD_SET => message::<clipboard::Set>,
+        FrameId::CLIPBOARD_TAKEN => message::<clipboard::Taken>,
         FrameId::DATA => raw,
         FrameId::BYE | FrameId::UNWANTED | FrameId::EXEC_DETACH | FrameId::CONTROL => message::<()>,
         _ => return None,

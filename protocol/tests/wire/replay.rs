@@ -16,7 +16,7 @@ use hospes_protocol::limits::HEADER_LEN;
 use hospes_protocol::stream::{Receiver, Sender};
 use hospes_protocol::ticket::{Issuer, Opened, Ticket, Window};
 use hospes_protocol::version::Version;
-use hospes_protocol::{exec, file, forward};
+use hospes_protocol::{clipboard, exec, file, forward};
 
 use super::conversation::{Record, Side, split};
 use super::recode::recode;
@@ -83,8 +83,11 @@ enum Operation {
     ExecHost(exec::Host),
     ExecGuest(exec::Guest),
     Forward(forward::End),
-    /// A forward that the guest has not opened yet, and what has come for it.
+    /// A forward or a clipboard that the guest has not opened yet, and what has come for it.
     Opening(Vec<Record>),
+    Clipboard(clipboard::Channel),
+    Source(clipboard::Source),
+    Sink(clipboard::Sink),
     File {
         sender: Sender,
         receiver: Receiver,
@@ -129,9 +132,13 @@ impl End {
             FrameId::DATA => return self.say_data(frame, out),
             FrameId::END => return self.say_end(frames, out),
             FrameId::UNWANTED => return self.say_unwanted(frame, out),
-            FrameId::FORWARD_OPEN => {
-                let end = forward::End::guest(&frame.decode()?, out);
-                let before = std::mem::replace(&mut self.operation, Operation::Forward(end));
+            FrameId::FORWARD_OPEN | FrameId::CLIPBOARD_READY => {
+                let open = if frame.id == FrameId::FORWARD_OPEN {
+                    Operation::Forward(forward::End::guest(&frame.decode()?, out))
+                } else {
+                    Operation::Clipboard(clipboard::Channel::guest(&frame.decode()?, out))
+                };
+                let before = std::mem::replace(&mut self.operation, open);
                 let Operation::Opening(waiting) = before else { bail!("nobody asked for a connection") };
                 return waiting.iter().try_for_each(|record| self.operate(record.frame(), out));
             }
@@ -164,6 +171,8 @@ impl End {
                 self.file_reply()?;
                 say_again(frame, out)?;
             }
+            (Operation::Sink(sink), FrameId::BYE | FrameId::CLIPBOARD_TAKEN) => sink.done(out),
+            (Operation::Source(source), FrameId::FAILED) => source.failed(&frame.decode()?, out),
             (
                 _,
                 FrameId::BYE
@@ -176,7 +185,10 @@ impl End {
                 | FrameId::FORWARD_REFUSE
                 | FrameId::COPY_POSITION
                 | FrameId::COPY_PROBLEM
-                | FrameId::COPY_DONE,
+                | FrameId::COPY_DONE
+                | FrameId::CLIPBOARD_OFFER
+                | FrameId::CLIPBOARD_WANT
+                | FrameId::CLIPBOARD_DECLINE,
             ) => say_again(frame, out)?,
             (_, id) => bail!("today's {:?} would not say {id} of its own accord here", self.side),
         }
@@ -247,6 +259,19 @@ impl End {
                 }
             }
             (FrameId::FORWARD_LISTEN, Operation::None) => Operation::Listen,
+            (FrameId::CLIPBOARD, Operation::None) if host => Operation::Clipboard(clipboard::Channel::host()),
+            (FrameId::CLIPBOARD, Operation::None) => Operation::Opening(Vec::new()),
+            (
+                FrameId::CLIPBOARD_FETCH | FrameId::CLIPBOARD_FEED | FrameId::CLIPBOARD_SET,
+                Operation::None,
+            ) => {
+                let side = if host { clipboard::Side::Host } else { clipboard::Side::Guest };
+                if host == (frame.id == FrameId::CLIPBOARD_FETCH) {
+                    Operation::Sink(clipboard::Sink::new(side))
+                } else {
+                    Operation::Source(clipboard::Source::new(side))
+                }
+            }
             (FrameId::FILE, Operation::None) => {
                 let request: file::FileRequest = frame.decode()?;
                 ensure!(request.verb.paths_are_sane(), "a path that is none");
@@ -283,6 +308,7 @@ impl End {
             Operation::ExecHost(host) => host.stdin(len),
             Operation::ExecGuest(guest) => guest.output_data(frame.channel, len),
             Operation::Forward(end) => end.data(len),
+            Operation::Source(source) => source.data(len),
             Operation::File { sender, .. } | Operation::Copy { sender: Some(sender), .. } => sender.data(len),
             _ => bail!("no stream is open"),
         };
@@ -300,6 +326,7 @@ impl End {
                 guest.exited(&exited.context("no exit status follows")?.decode()?, out);
             }
             Operation::Forward(end) => end.end(out),
+            Operation::Source(source) => source.end(out),
             Operation::File { sender, .. } | Operation::Copy { sender: Some(sender), .. } => sender.end(out),
             _ => bail!("no stream is open"),
         }
@@ -311,6 +338,7 @@ impl End {
             Operation::ExecHost(host) => host.output_closed(frame.channel, out),
             Operation::ExecGuest(guest) => guest.stdin_closed(out),
             Operation::Forward(end) => end.refuse(out),
+            Operation::Sink(sink) => sink.refuse(out),
             Operation::File { receiver, .. } => receiver.refuse(out),
             _ => bail!("no stream is open"),
         }
@@ -362,6 +390,13 @@ impl End {
             Operation::Forward(end) => {
                 if let forward::Step::Bytes(bytes) = end.receive(frame)? {
                     end.written(bytes.len(), out);
+                }
+            }
+            Operation::Clipboard(channel) => drop(channel.receive(frame)?),
+            Operation::Source(source) => drop(source.receive(frame)?),
+            Operation::Sink(sink) => {
+                if let clipboard::SinkStep::Bytes(bytes) = sink.receive(frame)? {
+                    sink.taken(bytes.len(), out);
                 }
             }
             Operation::Copy { sender, receiver, done } => match (frame.id, sender, receiver) {
@@ -430,13 +465,15 @@ impl End {
             Operation::ExecHost(host) => host.closed()?,
             Operation::ExecGuest(guest) => ensure!(guest.is_done(), "the command has not ended"),
             Operation::Forward(end) => end.closed()?,
+            Operation::Source(source) => ensure!(source.is_over(), "nobody said that the bytes are taken"),
+            Operation::Sink(sink) => sink.closed()?,
             Operation::File { replied, .. } => ensure!(*replied, "no reply came"),
             Operation::Copy { receiver: Some((receiver, _)), .. } => {
                 ensure!(receiver.is_ended(), "the archive has not ended");
             }
             Operation::Copy { done, .. } => ensure!(*done, "nobody said that the copy is done"),
             Operation::Control(open) => ensure!(open.is_empty(), "requests without a reply: {open:?}"),
-            Operation::Opening(_) | Operation::Listen | Operation::None => {}
+            Operation::Opening(_) | Operation::Clipboard(_) | Operation::Listen | Operation::None => {}
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! One valid frame, or several, of every id: what the generator writes as `valid/*.bin`.
 
+use hospes_protocol::clipboard::{Decline, Feed, Fetch, Offer, Selection, Set, Share, Taken, Want};
 use hospes_protocol::codec;
 use hospes_protocol::control::{Answer, Ask, Event, Reply, Request};
 use hospes_protocol::copy::{CopyId, Done, Position, Problem, Pull, Push, Resume};
@@ -54,6 +55,7 @@ pub(crate) fn all() -> Samples {
     files(&mut samples);
     copies(&mut samples);
     forwards(&mut samples);
+    clipboards(&mut samples);
     samples
 }
 
@@ -267,6 +269,8 @@ fn answers(samples: &mut Samples) {
     samples.message("event-stopping", FrameId::EVENT, &Event::Stopping("reboot".into()));
     samples.message("event-variable", FrameId::EVENT, &Event::Variable("guest.ready".into()));
     samples.message("event-resumed", FrameId::EVENT, &Event::Resumed);
+    samples.message("event-desktop", FrameId::EVENT, &Event::Desktop(Some("dev".into())));
+    samples.message("event-desktop-none", FrameId::EVENT, &Event::Desktop(None));
 }
 
 fn stat() -> Stat {
@@ -341,6 +345,30 @@ fn copies(samples: &mut Samples) {
     samples.message("copy-problem", FrameId::COPY_PROBLEM, &Problem { path: b"a/b".to_vec(), error });
     let done = Done { files: 3, directories: 2, links: 1, bytes: 1 << 33, problems: 1 };
     samples.message("copy-done", FrameId::COPY_DONE, &done);
+}
+
+fn clipboards(samples: &mut Samples) {
+    let (selection, call) = (Selection::CLIPBOARD, *b"0123456789abcdef");
+    let types = || vec!["text/plain;charset=utf-8".to_owned(), "image/png".to_owned()];
+    samples.message("clipboard", FrameId::CLIPBOARD, &Share { to_guest: true, to_host: false });
+    let ready = hospes_protocol::clipboard::Ready {
+        user: "dev".into(),
+        back_end: "ext-data-control".into(),
+        selections: vec![selection, Selection::PRIMARY, Selection(9)],
+    };
+    samples.message("clipboard-ready", FrameId::CLIPBOARD_READY, &ready);
+    let offer = |serial, types| Offer { serial, selection: Selection::PRIMARY, types };
+    samples.message("clipboard-offer", FrameId::CLIPBOARD_OFFER, &offer(1 << 33, types()));
+    samples.message("clipboard-offer-none", FrameId::CLIPBOARD_OFFER, &offer(7, Vec::new()));
+    let want = Want { call, selection, serial: 300, kind: "image/png".into() };
+    samples.message("clipboard-want", FrameId::CLIPBOARD_WANT, &want);
+    let error = WireError::new(ErrorKind::NOT_FOUND, "Something else was copied");
+    samples.message("clipboard-decline", FrameId::CLIPBOARD_DECLINE, &Decline { call, error });
+    let fetch = Fetch { selection, serial: 7, kind: "text/html".into() };
+    samples.message("clipboard-fetch", FrameId::CLIPBOARD_FETCH, &fetch);
+    samples.message("clipboard-feed", FrameId::CLIPBOARD_FEED, &Feed { call });
+    samples.message("clipboard-set", FrameId::CLIPBOARD_SET, &Set { selection, types: types() });
+    samples.message("clipboard-taken", FrameId::CLIPBOARD_TAKEN, &Taken { bytes: 500 << 20 });
 }
 
 fn forwards(samples: &mut Samples) {

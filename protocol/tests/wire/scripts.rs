@@ -1,5 +1,6 @@
 //! The conversations that the generator records: what each end does of its own accord, in order.
 
+use hospes_protocol::clipboard::{self, Decline, Feed, Fetch, Offer, Selection, Share, Taken, Want};
 use hospes_protocol::control::{Answer, Ask, Event, Reply, Request};
 use hospes_protocol::copy::archive::{Attributes, Fault, Record as Archived, put_xattr};
 use hospes_protocol::copy::{ARCHIVE, CopyId, Done, Position, Problem, Pull, Push, Resume};
@@ -110,6 +111,9 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<Record>)> {
         ("ticket-forward-half-close", forward_half_close()),
         ("ticket-forward-listen", forward_listen()),
         ("ticket-forward-accept", forward_accept()),
+        ("ticket-clipboard", clipboard_channel()),
+        ("ticket-clipboard-fetch", clipboard_fetch()),
+        ("ticket-clipboard-feed", clipboard_feed()),
         ("handshake-control", control_session()),
         ("ticket-power", lone_request()),
     ]
@@ -325,6 +329,38 @@ fn forward_accept() -> Vec<Record> {
     script.data(Side::Guest, TO_HOST, b"220 hello\r\n");
     let error = WireError::new(ErrorKind::UNREACHABLE, "Connection reset by peer");
     script.host(FrameId::FAILED, &error);
+    script.0
+}
+
+fn clipboard_channel() -> Vec<Record> {
+    let mut script = Script::default();
+    let selection = Selection::CLIPBOARD;
+    let offer = |serial, kind: &str| Offer { serial, selection, types: vec![kind.to_owned()] };
+    script.ticket().host(FrameId::CLIPBOARD, &Share { to_guest: true, to_host: true }).opened();
+    script.host(FrameId::CLIPBOARD_OFFER, &offer(1, "text/plain"));
+    let ready = clipboard::Ready { user: "dev".into(), back_end: "x11".into(), selections: vec![selection] };
+    script.guest(FrameId::CLIPBOARD_READY, &ready);
+    script.guest(FrameId::CLIPBOARD_OFFER, &offer(4, "image/png"));
+    let want = Want { call: [7; 16], selection, serial: 1, kind: "text/plain".into() };
+    script.guest(FrameId::CLIPBOARD_WANT, &want);
+    let error = WireError::new(ErrorKind::NOT_FOUND, "Something else was copied");
+    script.host(FrameId::CLIPBOARD_DECLINE, &Decline { call: [7; 16], error }).bye();
+    script.0
+}
+
+fn clipboard_fetch() -> Vec<Record> {
+    let mut script = Script::default();
+    let fetch = Fetch { selection: Selection::CLIPBOARD, serial: 4, kind: "image/png".into() };
+    script.ticket().host(FrameId::CLIPBOARD_FETCH, &fetch).opened();
+    script.data(Side::Guest, clipboard::TO_HOST, b"\x89PNG").end(Side::Guest, clipboard::TO_HOST).bye();
+    script.0
+}
+
+fn clipboard_feed() -> Vec<Record> {
+    let mut script = Script::default();
+    script.ticket().host(FrameId::CLIPBOARD_FEED, &Feed { call: [7; 16] });
+    script.data(Side::Host, clipboard::TO_GUEST, b"hello").end(Side::Host, clipboard::TO_GUEST).opened();
+    script.guest(FrameId::CLIPBOARD_TAKEN, &Taken { bytes: 5 });
     script.0
 }
 
