@@ -105,7 +105,9 @@ pub(super) async fn serve(daemon: &Arc<Daemon>, stream: Stream, peer: Peer, plac
     let Greeting { buffer, mut due, who, .. } = greeting;
     let refusal = match purpose {
         Err(End::Gone) => return,
-        Err(End::Unproved) => return daemon.refused(&who, "It closed the connection before it proved its key"),
+        Err(End::Unproved) => {
+            return daemon.refused(&who, "It closed the connection before it proved its key");
+        }
         Err(End::Refused(error)) => error,
         Ok(Purpose::Control(session)) => {
             return control::serve(daemon, &stream, buffer, due, session).await;
