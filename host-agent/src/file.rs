@@ -30,6 +30,12 @@ pub enum FileError {
     /// The guest broke the protocol.
     #[error("The guest broke the protocol: {0}")]
     Protocol(String),
+    /// A directory has more than is kept. The guest's, or its lie.
+    #[error("The guest lists more than the {} MiB of names that are sorted here", .max >> 20)]
+    Listing {
+        /// Bytes that are kept.
+        max: usize,
+    },
     /// Our own input or output.
     #[error("Cannot {act}")]
     Local {

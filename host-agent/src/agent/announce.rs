@@ -15,7 +15,7 @@ use hospes_protocol::limits::ANNOUNCE_PORT;
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::agent::ask::Announced;
 use crate::agent::state::{Agent, now_ms};
@@ -28,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Announcements under way at once, per listener.
 const AT_ONCE: usize = 8;
+
+/// Between tries after accept(2) failed.
+const EXHAUSTED: Duration = Duration::from_millis(100);
 
 /// Listens on the vsock port for any guest. The port is below 1024: where we may not have it, guests behind `AF_VSOCK`
 /// are found by dialling alone.
@@ -50,7 +53,11 @@ pub(crate) async fn vsock(agent: Rc<Agent>) {
                 ready.clear_ready();
                 continue;
             }
-            Err(_) => continue,
+            // A peer that was gone at once, or no descriptor to spare: in a moment there may be one.
+            Err(_) => {
+                sleep(EXHAUSTED).await;
+                continue;
+            }
         };
         let Ok(endpoint) = format!("vsock:{cid}").parse::<Endpoint>() else { continue };
         let Ok(stream) = UnixStream::from_std(StdStream::from(fd)) else { continue };
@@ -66,8 +73,11 @@ pub(crate) async fn unix(agent: Rc<Agent>, endpoint: Endpoint) {
     let path = PathBuf::from(name);
     let Ok((listener, _kept)) = bind(&path) else { return };
     let slots = Arc::new(Semaphore::new(AT_ONCE));
-    while let Ok((stream, _)) = listener.accept().await {
-        hear(&agent, &slots, stream, endpoint.clone());
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => hear(&agent, &slots, stream, endpoint.clone()),
+            Err(_) => sleep(EXHAUSTED).await,
+        }
     }
 }
 

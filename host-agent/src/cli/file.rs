@@ -260,6 +260,7 @@ impl Act {
     fn ls(&self, ls: Ls) -> Result<(), CommandError> {
         let mut out = Output::new();
         let mut entries = Vec::new();
+        let mut kept = 0;
         let path = ls.path.into_vec();
         let listed = file::list(&self.client, &self.user, path.clone(), |entry| {
             if !ls.all && entry.name.starts_with(b".") {
@@ -267,6 +268,10 @@ impl Act {
             }
             if ls.unsorted && !ls.long {
                 return out.name(&entry.name, ls.null);
+            }
+            kept += size_of::<Entry>() + show::text_len(&entry);
+            if kept > LISTING {
+                return Err(FileError::Listing { max: LISTING });
             }
             entries.push(entry);
             Ok(())
@@ -363,6 +368,9 @@ impl Act {
     }
 }
 
+/// Bytes of a listing that are kept to be sorted or aligned: a million files and more.
+const LISTING: usize = 256 * 1024 * 1024;
+
 /// Names and lines on stdout. A reader that went away ends it without a word.
 struct Output {
     out: io::BufWriter<io::StdoutLock<'static>>,
@@ -421,6 +429,9 @@ impl From<FileError> for CommandError {
             FileError::Connection(error) => error.into(),
             FileError::Guest(error) => Self { code: REFUSED, ..Self::refused(&error) },
             FileError::Protocol(_) => Self::new("protocol", error),
+            FileError::Listing { .. } => {
+                Self::new("limit", error).hint("--unsorted prints names as they come and keeps none")
+            }
             FileError::Local { act, source } => Self::io(format_args!("Cannot {act}"), &source),
         }
     }

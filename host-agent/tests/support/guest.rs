@@ -29,6 +29,10 @@ pub struct State {
     pub refuse: Option<WireError>,
     /// Answers tickets with a wrong proof.
     pub impostor: bool,
+    /// Answers requests in place of the usual answers.
+    pub reply: Option<fn(&Ask) -> Result<Answer, WireError>>,
+    /// Serves every operation but control sessions and requests in place of the usual plays. `None` ends its connection.
+    pub play: Option<fn(FrameId, &mut UnixStream) -> Option<()>>,
     /// What `EXEC` requests came.
     pub execs: Vec<Exec>,
     /// Signals that came, in order.
@@ -77,6 +81,8 @@ impl Guest {
             info: info(),
             refuse: None,
             impostor: false,
+            reply: None,
+            play: None,
             execs: Vec::new(),
             signals: Vec::new(),
             kills: Vec::new(),
@@ -144,8 +150,13 @@ impl Guest {
     pub fn event(&self, event: &Event) {
         let mut out = Vec::new();
         frame::put(FrameId::EVENT, event, &mut out);
+        self.tell(&out);
+    }
+
+    /// Sends these bytes to every control session.
+    pub fn tell(&self, bytes: &[u8]) {
         for control in &mut self.state.lock().unwrap().controls {
-            let _ = control.write_all(&out);
+            let _ = control.write_all(bytes);
         }
     }
 
@@ -221,6 +232,11 @@ impl Peer {
         }
         let (id, _, payload) = self.next()?;
         self.counts.operations.fetch_add(1, SeqCst);
+        let play = self.state.lock().unwrap().play;
+        if let Some(play) = play.filter(|_| !matches!(id, FrameId::CONTROL | FrameId::REQUEST)) {
+            play(id, &mut self.stream)?;
+            return self.drain();
+        }
         match id {
             FrameId::EXEC => {
                 let exec = hospes_protocol::codec::decode(&payload).ok()?;
@@ -252,6 +268,10 @@ impl Peer {
                 self.put(FrameId::KILLED, &Killed { count: 1 })
             }
             FrameId::CONTROL => self.control(),
+            FrameId::REQUEST => {
+                self.answer(&payload)?;
+                self.drain()
+            }
             _ => self.put(FrameId::UNKNOWN, &hospes_protocol::error::Unknown { id: id.0 }),
         }
     }
@@ -315,14 +335,20 @@ impl Peer {
             if id != FrameId::REQUEST {
                 return None;
             }
-            let Request { number, ask } = hospes_protocol::codec::decode(&payload).ok()?;
-            let answer = match ask {
-                Ask::Ping => Ok(Answer::Pong),
-                Ask::Info => Ok(Answer::Info(Box::new(self.state.lock().unwrap().info.clone()))),
-                _ => Ok(Answer::Done),
-            };
-            self.put(FrameId::REPLY, &Reply { number, answer })?;
+            self.answer(&payload)?;
         }
+    }
+
+    fn answer(&mut self, payload: &[u8]) -> Option<()> {
+        let Request { number, ask } = hospes_protocol::codec::decode(payload).ok()?;
+        let reply = self.state.lock().unwrap().reply;
+        let answer = match ask {
+            ask if reply.is_some() => reply.map_or(Ok(Answer::Done), |reply| reply(&ask)),
+            Ask::Ping => Ok(Answer::Pong),
+            Ask::Info => Ok(Answer::Info(Box::new(self.state.lock().unwrap().info.clone()))),
+            _ => Ok(Answer::Done),
+        };
+        self.put(FrameId::REPLY, &Reply { number, answer })
     }
 
     /// Plays the command that `argv` names.

@@ -94,6 +94,12 @@ fn hex_unless_text(bytes: &[u8]) -> Option<String> {
     })
 }
 
+/// Bytes of an entry's names.
+pub(super) const fn text_len(entry: &Entry) -> usize {
+    let Stat { user, group, target, .. } = &entry.stat;
+    entry.name.len() + user.len() + group.len() + target.len()
+}
+
 /// A file's type in a word. The numbers are Linux's, which the guest is: ours may have others.
 pub(super) const fn kind(mode: u32) -> &'static str {
     match mode & 0o170_000 {
