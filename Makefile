@@ -1,7 +1,7 @@
 # Hospes: every target does its own set-up on a fresh Debian 12 machine, as root or with sudo, and says what it does.
 
 .NOTPARALLEL:
-.PHONY: help setup lab build guest floor package test test-crates test-guest demo bench check fuzz torture guest-shell clean-lab
+.PHONY: help setup lab build guest floor package packages test test-crates test-guest demo bench check fuzz torture guest-shell clean-lab
 
 # One clock for the whole run: every line of progress tells the time since it began.
 ifndef HOSPES_STARTED
@@ -23,7 +23,8 @@ help:
 	@echo 'make lab       the guest that the tests boot: Debian 13 for arm64 (4 minutes, once)'
 	@echo 'make build     the programs for this machine, in $(target)/lab'
 	@echo 'make guest     the programs for the guest, in $(target)/aarch64-unknown-linux-gnu/lab'
-	@echo 'make package   hospes-tools for the guest, in $(target)/packages'
+	@echo 'make package   hospes-tools and hospes for arm64, in $(target)/packages'
+	@echo 'make packages  both, for arm64 and amd64, held against the policy of Debian'
 	@echo 'make test-crates, make test-guest: the two halves of make test'
 	@echo 'make guest-shell  a guest with hospes-tools in it, to try things in'
 	@echo 'make clean-lab forgets the cached guests'
@@ -48,7 +49,13 @@ floor: setup
 	cargo build --quiet --locked --profile lab --target $$guest_target -p integration-tests --bin floor
 
 package: setup
-	@sh packaging/build-deb.sh arm64 --out $(target)/packages
+	@sh packaging/build-deb.sh hospes-tools arm64 --out $(target)/packages
+	@sh packaging/build-deb.sh hospes arm64 --out $(target)/packages
+
+packages: package
+	@sh packaging/build-deb.sh hospes-tools amd64 --out $(target)/packages
+	@sh packaging/build-deb.sh hospes amd64 --out $(target)/packages
+	@sh packaging/lint.sh $(target)/packages
 
 test-crates: setup
 	@$(env) say 'Testing the crates on this machine'; \
@@ -73,7 +80,7 @@ torture: setup lab build package
 	@$(env) say 'Killing at random'; \
 	FAULTS=200 cargo test --locked -p integration-tests --test faults -- random_kills --nocapture
 
-check: setup
+check: setup package
 	@$(env) say 'Checking the format'; \
 	cargo fmt --check || fail 'The format differs: run cargo fmt.'; \
 	say 'Running clippy'; \
@@ -81,6 +88,7 @@ check: setup
 	say 'Checking the documentation'; \
 	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --workspace --no-deps --document-private-items; \
 	sh tests/lab/deny.sh; \
+	sh packaging/lint.sh $(target)/packages; \
 	say 'Nothing to say'
 
 fuzz: setup

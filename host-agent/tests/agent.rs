@@ -5,9 +5,10 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use hospes_protocol::control::Event;
 use hospes_protocol::frame::{self, FrameId};
@@ -150,6 +151,53 @@ fn the_socket_is_for_us_alone_and_there_is_one_agent() {
     let output = home.run(["agent"]);
     assert_eq!(output.status.code(), Some(125));
     assert!(text(&output.stderr).contains("Another agent"), "{}", text(&output.stderr));
+}
+
+/// An agent that a service manager starts with its socket, which is ours here.
+fn activated(home: &Home, listener: &UnixListener) -> Agent {
+    let hospes = home.command([""; 0]);
+    let mut shell = Command::new("/bin/sh");
+    // The descriptor is the third, and the process id is the agent's own.
+    shell.args(["-c", "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" agent"]);
+    shell.arg(hospes.get_program()).env_clear();
+    shell.envs(hospes.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let child = shell.stdin(OwnedFd::from(listener.try_clone().unwrap())).stdout(Stdio::null()).spawn();
+    Agent { child: child.unwrap() }
+}
+
+#[test]
+fn an_agent_that_is_started_for_its_socket_serves_who_waits_there_and_leaves_the_socket() {
+    let (home, guest) = (Home::new(), Guest::start());
+    home.add("dev", &guest);
+    let directory = home.agent_socket().parent().unwrap().to_owned();
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o700)).unwrap();
+    let listener = UnixListener::bind(home.agent_socket()).unwrap();
+    // Somebody asks before there is an agent, as whoever has the service manager start one.
+    let mut early = UnixStream::connect(home.agent_socket()).unwrap();
+    writeln!(early, r#"{{"ask":"list"}}"#).unwrap();
+    let mut agent = activated(&home, &listener);
+    let mut line = String::new();
+    BufReader::new(early).read_line(&mut line).unwrap();
+    assert!(line.contains(r#""dev""#), "{line}");
+    connected(&home, "dev");
+    let before = guest.count(|counts| &counts.handshakes);
+    assert_eq!(home.good(["exec", "dev", "say", "hello"]), "hello");
+    assert_eq!(guest.count(|counts| &counts.handshakes), before, "the command did without the agent");
+
+    // One that is started by hand finds the place taken, while an agent runs and while the manager only listens.
+    let by_hand = || {
+        let output = home.run(["agent"]);
+        assert_eq!(output.status.code(), Some(125));
+        assert!(text(&output.stderr).contains("Another agent"), "{}", text(&output.stderr));
+    };
+    by_hand();
+    kill(Pid::from_raw(i32::try_from(agent.child.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(agent.child.wait().unwrap().success());
+    by_hand();
+    assert!(home.agent_socket().exists(), "the manager's socket is not the agent's to remove");
+    let _next = activated(&home, &listener);
+    connected(&home, "dev");
 }
 
 #[test]

@@ -40,11 +40,12 @@ impl Lab {
 
     /// The guest's package, as `make package` makes it.
     pub fn package() -> Result<PathBuf> {
-        let version = env!("CARGO_PKG_VERSION");
-        existing(
-            target_dir()?.join("packages").join(format!("hospes-tools_{version}_arm64.deb")),
-            "make package",
-        )
+        package("hospes-tools")
+    }
+
+    /// The host's package for the guest's kind of machine, as `make package` makes it.
+    pub fn host_package() -> Result<PathBuf> {
+        package("hospes")
     }
 
     /// A program of ours for the guest, as `make guest` makes it.
@@ -90,6 +91,11 @@ pub(crate) fn run_directory(name: &str) -> Result<(PathBuf, File)> {
         return Ok((directory, lock));
     }
     bail!("A hundred guests called {name} run at once: see {}.", lab.display())
+}
+
+fn package(name: &str) -> Result<PathBuf> {
+    let version = env!("CARGO_PKG_VERSION");
+    existing(target_dir()?.join("packages").join(format!("{name}_{version}_arm64.deb")), "make package")
 }
 
 fn existing(path: PathBuf, remedy: &str) -> Result<PathBuf> {

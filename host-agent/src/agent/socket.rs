@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::UnixListener as StdListener;
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::PathBuf;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -24,7 +24,7 @@ pub struct AgentSocket {
 #[derive(Debug)]
 pub struct Kept {
     /// Held by lock: not the file but the lock says that an agent runs, and the kernel drops it with the process.
-    _lock: Option<Flock<File>>,
+    _lock: Flock<File>,
     /// Ours to remove.
     path: Option<PathBuf>,
 }
@@ -43,9 +43,8 @@ impl AgentSocket {
     /// # Errors
     /// [`AgentError::Running`], and what keeps the socket from being made.
     pub fn open() -> Result<Self, AgentError> {
-        if let Some(fd) = activation::socket() {
-            return Ok(Self { listener: fd.into(), kept: Kept { _lock: None, path: None } });
-        }
+        // Before anything else takes its number.
+        let given = activation::socket();
         let dir = dirs::runtime()?;
         dirs::create_private(&dir)?;
         let path = dir.join("agent.sock");
@@ -54,7 +53,14 @@ impl AgentSocket {
         let Ok(lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
             return Err(AgentError::Running { path });
         };
-        // With the lock ours, a file that is there was left by an agent that was killed.
+        if let Some(fd) = given {
+            return Ok(Self { listener: fd.into(), kept: Kept { _lock: lock, path: None } });
+        }
+        // A service manager's: it starts an agent for whoever connects, as we just did.
+        if StdStream::connect(&path).is_ok() {
+            return Err(AgentError::Running { path });
+        }
+        // With the lock ours and nobody listening, a file that is there was left by an agent that was killed.
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(AgentError::Io { act: "remove the last agent's socket", source: error });
@@ -66,7 +72,7 @@ impl AgentSocket {
             Ok(listener)
         });
         let listener = bound.map_err(|source| AgentError::Io { act: "make the agent's socket", source })?;
-        Ok(Self { listener, kept: Kept { _lock: Some(lock), path: Some(path) } })
+        Ok(Self { listener, kept: Kept { _lock: lock, path: Some(path) } })
     }
 
     /// The socket in the event loop.

@@ -20,6 +20,11 @@ use hospes_protocol::process::{Kill, Killed, Process, Processes};
 use hospes_protocol::ticket::{Ticket, Window};
 use hospes_protocol::version::Capabilities;
 
+/// What answers a request.
+pub type Replies = fn(&Ask) -> Result<Answer, WireError>;
+/// What serves an operation.
+pub type Plays = fn(FrameId, &mut UnixStream) -> Option<()>;
+
 /// What a test may change while the guest runs.
 pub struct State {
     pub key: SecretKey,
@@ -30,9 +35,9 @@ pub struct State {
     /// Answers tickets with a wrong proof.
     pub impostor: bool,
     /// Answers requests in place of the usual answers.
-    pub reply: Option<fn(&Ask) -> Result<Answer, WireError>>,
+    pub reply: Option<Replies>,
     /// Serves every operation but control sessions and requests in place of the usual plays. `None` ends its connection.
-    pub play: Option<fn(FrameId, &mut UnixStream) -> Option<()>>,
+    pub play: Option<Plays>,
     /// What `EXEC` requests came.
     pub execs: Vec<Exec>,
     /// Signals that came, in order.
