@@ -25,12 +25,9 @@ use crate::virtio::{Device, Memory, Ring, RingError};
 /// Entries per ring: Linux keeps the receive ring full, and each entry costs it a page.
 const RING_SIZES: [u16; 3] = [1024, 1024, 64];
 
-/// Below this many connections each has the whole buffer.
-const FEW: usize = 256;
-
-/// From this many connections on each has a sixteenth; a quarter between. With the defaults a guest can fill 224 MiB,
-/// and only if that many programs on the host read nothing.
-const MANY: usize = 1024;
+/// What a new connection's buffer is divided by, once there are so many. With the defaults a guest can fill 248 MiB, and
+/// only if that many programs on the host read nothing.
+const SHARES: [(usize, u32); 3] = [(32, 4), (256, 16), (1024, 64)];
 
 /// The smallest buffer.
 const MIN_BUFFER: u32 = 4096;
@@ -46,7 +43,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 8192, buffer: 256 * 1024 }
+        Self { connections: 8192, buffer: 1024 * 1024 }
     }
 }
 
@@ -257,11 +254,8 @@ impl Vsock {
 
     /// The buffer a new connection may have: less when there are many, so that all together stay within bounds.
     fn credit(&self) -> u32 {
-        let divisor = match self.table.len() {
-            0..FEW => 1,
-            FEW..MANY => 4,
-            MANY.. => 16,
-        };
+        let share = SHARES.iter().rev().find(|(connections, _)| self.table.len() >= *connections);
+        let divisor = share.map_or(1, |(_, divisor)| *divisor);
         (self.limits.buffer / divisor).max(MIN_BUFFER)
     }
 
