@@ -25,6 +25,7 @@ use hospes_protocol::limits::{DATA_LEN, HEADER_LEN};
 use tokio::time;
 
 use crate::sys::descriptor::{Descriptor, Moved};
+use crate::sys::vsock;
 
 /// How long the host may take to say `BYE`, or to close, once it has been told the end.
 const GOODBYE: Duration = Duration::from_secs(10);
@@ -34,6 +35,8 @@ const GOODBYE_BYTES: usize = 8 * 1024 * 1024;
 const BULK_START: usize = 4 * 1024;
 /// How much it grows where it was filled: 4, 64, 256 KiB.
 const BULK_GROWTH: usize = 16;
+/// Bytes in one read or frame that show a stream to be long.
+const LONG: usize = 64 * 1024;
 /// Bytes of unsent frames at which the host is no longer listened to: it asks and does not read the answers.
 const OUT_MAX: usize = 1024 * 1024;
 
@@ -63,6 +66,8 @@ pub struct Connection {
     bulk_full: bool,
     /// Frames behind the bulk bytes.
     tail: Vec<u8>,
+    /// Whether the socket was made to hold more.
+    is_wide: bool,
 }
 
 impl Connection {
@@ -71,16 +76,9 @@ impl Connection {
     ///
     /// # Errors
     /// What `epoll_ctl(2)` says.
-    pub fn new(fd: OwnedFd, mut rest: &[u8], preamble: Vec<u8>) -> io::Result<Self> {
+    pub fn new(fd: OwnedFd, rest: &[u8], preamble: Vec<u8>) -> io::Result<Self> {
         let mut frames = FrameBuffer::new();
-        while !rest.is_empty() {
-            let space = frames.space();
-            let n = space.len().min(rest.len());
-            let (now, later) = rest.split_at(n);
-            space[..n].copy_from_slice(now);
-            frames.filled(n);
-            rest = later;
-        }
+        frames.push(rest);
         Ok(Self {
             socket: Descriptor::socket(fd)?,
             frames,
@@ -90,6 +88,7 @@ impl Connection {
             bulk_range: 0..0,
             bulk_full: false,
             tail: Vec::new(),
+            is_wide: false,
         })
     }
 
@@ -159,6 +158,7 @@ impl Connection {
         self.head.extend_from_slice(&header.to_bytes());
         self.bulk_range = 0..header.len as usize;
         self.bulk_full = self.bulk_range.len() == self.bulk.len();
+        self.widen(self.bulk_range.len());
         self.bulk_full
     }
 
@@ -239,10 +239,18 @@ impl Connection {
         match self.socket.receive(self.frames.space()) {
             Ok(Moved::Bytes(n)) if n > 0 => {
                 self.frames.filled(n);
+                self.widen(n);
                 Ok(true)
             }
             Ok(Moved::NotReady) => Ok(false),
             Ok(Moved::Bytes(_)) | Err(_) => Err(ConnectionError::Lost),
+        }
+    }
+
+    /// Makes the socket hold more, once it carries a long stream.
+    fn widen(&mut self, moved: usize) {
+        if moved >= LONG && !std::mem::replace(&mut self.is_wide, true) {
+            vsock::widen(&self.socket);
         }
     }
 

@@ -28,6 +28,7 @@ use tokio::time;
 use crate::connection::Connection;
 use crate::handoff::Handoff;
 use crate::session::Worker;
+use crate::sys::vsock;
 
 /// Copies of one user at once.
 const COPIES: usize = 64;
@@ -179,6 +180,7 @@ async fn run(
 fn link(connection: Connection) -> std::io::Result<Link> {
     let (socket, rest, unsent) = connection.into_parts();
     rustix::io::ioctl_fionbio(&socket, false)?;
+    vsock::widen(&socket);
     let mut link = Link::new(socket, rest);
     link.say(&unsent)?;
     Ok(link)

@@ -7,3 +7,4 @@ pub(crate) mod limits;
 pub(crate) mod listener;
 pub(crate) mod signals;
 pub(crate) mod terminal;
+pub(crate) mod vsock;

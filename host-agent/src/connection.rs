@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use hospes_protocol::error::WireError;
 use hospes_protocol::frame::{Frame, FrameBuffer, FrameError, FrameId, Header};
-use hospes_protocol::limits::HEADER_LEN;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, sendmsg};
 
@@ -68,8 +67,7 @@ impl Connection {
         let mut input = FrameBuffer::new();
         let early = std::mem::take(&mut stream.early);
         if !early.is_empty() {
-            input.space()[..early.len()].copy_from_slice(&early);
-            input.filled(early.len());
+            input.push(&early);
         }
         Self { stream, input, output: Vec::with_capacity(1024), sent: 0, deadline: None }
     }
@@ -146,7 +144,7 @@ impl Connection {
     /// # Errors
     /// [`ConnectionError`]; an end is [`ConnectionError::Closed`].
     pub fn frame(&mut self) -> Result<Frame<'_>, ConnectionError> {
-        while !self.is_frame_ready()? {
+        while !self.input.is_ready()? {
             if self.deadline.is_some() {
                 wait_readable(self.stream.as_fd(), self.deadline).map_err(read_failed)?;
             }
@@ -192,14 +190,6 @@ impl Connection {
     #[must_use]
     pub fn into_parts(self) -> (Stream, FrameBuffer) {
         (self.stream, self.input)
-    }
-
-    fn is_frame_ready(&self) -> Result<bool, ConnectionError> {
-        let bytes = self.input.rest();
-        Ok(match bytes.first_chunk::<HEADER_LEN>() {
-            Some(header) => bytes.len() - HEADER_LEN >= Header::parse(*header)?.len as usize,
-            None => false,
-        })
     }
 
     fn read(&mut self, flags: MsgFlags) -> Result<Got, ConnectionError> {

@@ -21,6 +21,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 use crate::connection::{Connection, ConnectionError, Got};
 use crate::signal::linux_number;
 use crate::stdio::Sink;
+use crate::sys::pipe;
 use crate::sys::signals::is_ignored;
 use crate::terminal::{RawMode, own_size};
 
@@ -100,6 +101,7 @@ pub fn run(connection: Connection, stdio: &Stdio<'_>, detach: bool) -> Result<Ou
         terminal: stdio.terminal,
         outputs: [Output::new(stdio.stdout), Output::new(stdio.stderr)],
         buffer: Vec::new(),
+        stdin_is_wide: false,
         keys: DetachKeys::new(&stdio.detach_keys),
         started: None,
         detach,
@@ -121,6 +123,7 @@ struct Run<'fd> {
     outputs: [Output<'fd>; 2],
     /// Where stdin is read to. Made at the first byte.
     buffer: Vec<u8>,
+    stdin_is_wide: bool,
     keys: DetachKeys,
     started: Option<Started>,
     detach: bool,
@@ -280,6 +283,7 @@ impl Run<'_> {
                 self.stdin = None;
             }
             Ok(n) => {
+                self.widen_stdin(fd, n);
                 let n = self.keys.scan(&mut self.buffer, n);
                 if n > 0 {
                     let header = self.host.stdin(n);
@@ -296,6 +300,14 @@ impl Run<'_> {
             Err(error) => return Err(RunError::Stdio { act: "read stdin", source: error.into() }),
         }
         Ok(())
+    }
+
+    /// Makes a pipe that was full hold more, once: a long stream then comes in large pieces. Of what is no pipe the
+    /// system says so, and nothing has changed.
+    fn widen_stdin(&mut self, fd: BorrowedFd<'_>, n: usize) {
+        if n == pipe::USUAL && !std::mem::replace(&mut self.stdin_is_wide, true) {
+            pipe::widen(fd);
+        }
     }
 
     fn detached(&mut self) -> Option<Result<Outcome, RunError>> {

@@ -381,8 +381,7 @@ mod tests {
 
     fn first<T>(wire: &[u8], read: impl FnOnce(Frame<'_>) -> T) -> T {
         let mut buffer = FrameBuffer::new();
-        buffer.space()[..wire.len()].copy_from_slice(wire);
-        buffer.filled(wire.len());
+        buffer.push(wire);
         read(buffer.take().unwrap().unwrap())
     }
 

@@ -278,7 +278,11 @@ fn finish(id: FrameId, channel: u16, start: usize, out: &mut [u8]) {
 /// Bytes in, frames out: the receive buffer of one connection. It does no I/O; the rim reads into [`space`] and says
 /// how much with [`filled`].
 ///
-/// The buffer holds one frame whole, so it grows to the largest frame seen and is bounded by the ids' caps.
+/// A data frame is taken in the pieces in which it arrives, each a [`Frame`] of its own with the same channel: a stream
+/// counts bytes and not frames, and whoever waits for them has them as soon as they are there. Every other frame is
+/// taken whole.
+///
+/// The buffer starts small, grows where it was filled, and is bounded by the ids' caps.
 ///
 /// [`space`]: FrameBuffer::space
 /// [`filled`]: FrameBuffer::filled
@@ -287,65 +291,118 @@ pub struct FrameBuffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
+    /// The data frame under way: its channel, and the payload bytes that are still to be taken.
+    piece: Option<(u16, usize)>,
+    /// Whether the last read took all the room there was: the next one gets more.
+    was_filled: bool,
 }
 
 impl FrameBuffer {
-    const CHUNK: usize = 64 * 1024;
+    /// Bytes to begin with. Most connections carry little.
+    const START: usize = 4 * 1024;
+    /// How much the buffer grows where it was filled: 4, 32, 256 KiB.
+    const GROWTH: usize = 8;
+    /// Bytes beyond which only a message that needs them makes it grow: a full data frame, and the next one's header.
+    const MOST: usize = DATA_LEN as usize + 2 * HEADER_LEN;
 
     /// An empty buffer. It allocates at the first [`space`](Self::space).
     #[must_use]
     pub const fn new() -> Self {
-        Self { bytes: Vec::new(), start: 0, end: 0 }
+        Self { bytes: Vec::new(), start: 0, end: 0, piece: None, was_filled: false }
     }
 
-    /// Room to read into: at least one byte, and the whole of what the frame under way still lacks.
+    /// Room to read into: at least one byte, and the whole of what a message under way still lacks. While a long data
+    /// frame is under way it ends behind the next header, so that in a stream one read brings one frame.
     pub fn space(&mut self) -> &mut [u8] {
-        if self.start == self.end {
-            self.start = 0;
-            self.end = 0;
-        }
-        let lacking = self.lacking().max(1);
-        let want = lacking.max(Self::CHUNK.min(self.bytes.len() / 2));
-        if self.bytes.len() - self.end < want && self.start > 0 {
+        // What is left of the last read is the beginning of a frame: little, unless the frame is large and alone.
+        if self.start > 0 {
             self.bytes.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
         }
-        if self.bytes.len() - self.end < lacking {
-            self.bytes.resize((self.end + lacking).max(Self::CHUNK), 0);
+        let mut len = self.bytes.len().max(Self::START).max(self.end + self.lacking());
+        if self.was_filled {
+            len = len.max((self.bytes.len() * Self::GROWTH).min(Self::MOST));
+            self.was_filled = false;
         }
-        &mut self.bytes[self.end..]
+        if self.bytes.len() < len {
+            self.bytes.resize(len, 0);
+        }
+        let most = self.rest_of_data() + HEADER_LEN;
+        let room = &mut self.bytes[self.end..];
+        let len = if most * 2 > room.len() { most.min(room.len()) } else { room.len() };
+        &mut room[..len]
     }
 
     /// The rim has read `n` bytes into [`space`](Self::space).
     pub fn filled(&mut self, n: usize) {
         self.end = (self.end + n).min(self.bytes.len());
+        self.was_filled = self.end == self.bytes.len();
     }
 
-    /// The next whole frame, or `None` until more bytes arrive.
+    /// Bytes that were read elsewhere: as if they had been read into [`space`](Self::space).
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.space();
+        self.bytes.truncate(self.end);
+        self.bytes.extend_from_slice(bytes);
+        self.end = self.bytes.len();
+    }
+
+    /// The next whole frame, or the next piece of a data frame; `None` until more bytes arrive.
     ///
     /// # Errors
     /// [`FrameError`]; the connection cannot go on.
     pub fn take(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
+        if let Some((channel, left)) = self.piece {
+            return Ok(if self.start == self.end { None } else { Some(self.take_piece(channel, left)) });
+        }
         let Some(header) = self.header()? else { return Ok(None) };
-        let from = self.start + HEADER_LEN;
-        let to = from + header.len as usize;
-        if to > self.end {
+        let len = header.len as usize;
+        let have = self.end - self.start - HEADER_LEN;
+        if header.id == FrameId::DATA && (have > 0 || len == 0) {
+            self.start += HEADER_LEN;
+            return Ok(Some(self.take_piece(header.channel, len)));
+        }
+        if have < len {
             return Ok(None);
         }
-        self.start = to;
-        Ok(Some(Frame { id: header.id, channel: header.channel, payload: &self.bytes[from..to] }))
+        let from = self.start + HEADER_LEN;
+        self.start = from + len;
+        Ok(Some(Frame { id: header.id, channel: header.channel, payload: &self.bytes[from..self.start] }))
     }
 
-    /// Whether bytes of an unfinished frame wait: a connection that ends now ends inside a frame.
+    fn take_piece(&mut self, channel: u16, left: usize) -> Frame<'_> {
+        let from = self.start;
+        let len = left.min(self.end - from);
+        self.start += len;
+        self.piece = if len < left { Some((channel, left - len)) } else { None };
+        Frame { id: FrameId::DATA, channel, payload: &self.bytes[from..self.start] }
+    }
+
+    /// Whether [`take`](Self::take) has something to give.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn is_ready(&self) -> Result<bool, FrameError> {
+        if self.piece.is_some() {
+            return Ok(self.start < self.end);
+        }
+        let Some(header) = self.header()? else { return Ok(false) };
+        let have = self.end - self.start - HEADER_LEN;
+        Ok(have >= header.len as usize || (header.id == FrameId::DATA && have > 0))
+    }
+
+    /// Whether no frame is unfinished. A connection that ends while one is ends inside it.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.start == self.end
+        self.start == self.end && self.piece.is_none()
     }
 
-    /// Bytes that have been read and not yet taken as frames: what a connection's next owner must be given.
+    /// Bytes that have been read and not yet taken: what a connection's next owner must be given, who may take one over
+    /// between frames only.
     #[must_use]
     pub fn rest(&self) -> &[u8] {
+        debug_assert!(self.piece.is_none(), "a connection changes hands inside a data frame");
         &self.bytes[self.start..self.end]
     }
 
@@ -356,14 +413,33 @@ impl FrameBuffer {
         }
     }
 
-    /// Bytes still missing from the frame under way. A refused header lacks none: `take` reports it.
+    /// Bytes that the data frame under way still lacks.
+    fn rest_of_data(&self) -> usize {
+        let have = self.end - self.start;
+        match (self.piece, self.header()) {
+            (Some((_, left)), _) => left.saturating_sub(have),
+            (None, Ok(Some(Header { id: FrameId::DATA, len, .. }))) => {
+                (HEADER_LEN + len as usize).saturating_sub(have)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Bytes without which nothing more can be taken. A refused header lacks none: `take` reports it.
     fn lacking(&self) -> usize {
         let have = self.end - self.start;
+        if self.piece.is_some() {
+            return usize::from(have == 0);
+        }
         match self.header() {
+            Ok(Some(Header { id: FrameId::DATA, len, .. })) => {
+                (HEADER_LEN + len.min(1) as usize).saturating_sub(have)
+            }
             Ok(Some(header)) => (HEADER_LEN + header.len as usize).saturating_sub(have),
             Ok(None) => HEADER_LEN - have,
             Err(_) => 0,
         }
+        .max(1)
     }
 }
 
@@ -376,8 +452,7 @@ mod tests {
     fn a_length_over_the_cap_is_refused_from_the_header_alone() {
         let mut buffer = FrameBuffer::new();
         let header = Header { id: FrameId::CLIENT_HELLO, channel: 0, len: HANDSHAKE_LEN + 1 };
-        buffer.space()[..HEADER_LEN].copy_from_slice(&header.to_bytes());
-        buffer.filled(HEADER_LEN);
+        buffer.push(&header.to_bytes());
         assert_eq!(
             buffer.take(),
             Err(FrameError::TooLong {
@@ -393,22 +468,53 @@ mod tests {
         let mut wire = Vec::new();
         put_raw(FrameId(0x7777), 3, b"later", &mut wire);
         let mut buffer = FrameBuffer::new();
-        buffer.space()[..wire.len()].copy_from_slice(&wire);
-        buffer.filled(wire.len());
+        buffer.push(&wire);
         let frame = buffer.take().unwrap().unwrap();
         assert_eq!((frame.id.0, frame.channel, frame.payload), (0x7777, 3, &b"later"[..]));
         assert_eq!(std::format!("{}", frame.id), "FrameId(0x7777)");
     }
 
+    #[test]
+    fn a_data_frame_is_there_as_soon_as_its_first_byte_is() {
+        let mut wire = Vec::new();
+        put_raw(FrameId::DATA, 1, b"abc", &mut wire);
+        let mut buffer = FrameBuffer::new();
+        buffer.push(&wire[..HEADER_LEN]);
+        assert!(buffer.take().unwrap().is_none() && !buffer.is_empty());
+        for (byte, rest) in wire[HEADER_LEN..].chunks(1).zip([false, false, true]) {
+            buffer.push(byte);
+            assert_eq!(buffer.take().unwrap().unwrap().payload, byte);
+            assert_eq!(buffer.is_empty(), rest);
+        }
+    }
+
+    #[test]
+    fn the_buffer_grows_for_a_stream_and_no_further() {
+        let mut buffer = FrameBuffer::new();
+        buffer.push(&Header { id: FrameId::DATA, channel: 0, len: DATA_LEN }.to_bytes());
+        let mut left = DATA_LEN as usize;
+        let mut spaces = Vec::new();
+        while left > 0 {
+            let n = buffer.space().len().min(left);
+            spaces.push(n);
+            buffer.filled(n);
+            left -= buffer.take().unwrap().unwrap().payload.len();
+        }
+        assert!(spaces[0] <= FrameBuffer::START && spaces.len() <= 4, "{spaces:?}");
+        assert!(buffer.bytes.len() <= FrameBuffer::MOST);
+    }
+
     proptest! {
         #[test]
-        fn frames_survive_any_cut(lens in proptest::collection::vec(0usize..200_000, 1..6), cuts in proptest::collection::vec(1usize..90_000, 1..20)) {
+        fn frames_survive_any_cut(lens in proptest::collection::vec(0usize..60_000, 1..8), cuts in proptest::collection::vec(1usize..90_000, 1..20)) {
+            // Messages and streams in turn.
+            let id = |n: usize| if n.is_multiple_of(2) { FrameId::DATA } else { FrameId::EXEC };
             let mut wire = Vec::new();
             for (n, len) in lens.iter().enumerate() {
-                put_raw(FrameId::DATA, u16::try_from(n).unwrap(), &std::vec![u8::try_from(n).unwrap(); *len], &mut wire);
+                put_raw(id(n), u16::try_from(n).unwrap(), &std::vec![u8::try_from(n).unwrap(); *len], &mut wire);
             }
             let mut buffer = FrameBuffer::new();
-            let mut seen = Vec::new();
+            let (mut seen, mut pieces) = (std::vec![0; lens.len()], 0);
             let mut cuts = cuts.iter().cycle();
             while !wire.is_empty() {
                 let space = buffer.space();
@@ -416,21 +522,27 @@ mod tests {
                 space[..n].copy_from_slice(&wire[..n]);
                 wire.drain(..n);
                 buffer.filled(n);
-                while let Some(frame) = buffer.take().unwrap() {
+                while buffer.is_ready().unwrap() {
+                    let frame = buffer.take().unwrap().unwrap();
+                    let at = usize::from(frame.channel);
                     prop_assert!(frame.payload.iter().all(|b| u16::from(*b) == frame.channel));
-                    seen.push(frame.payload.len());
+                    prop_assert_eq!(frame.id, id(at));
+                    prop_assert!(seen[at + 1..].iter().all(|len| *len == 0), "in order");
+                    prop_assert!(at.is_multiple_of(2) || frame.payload.len() == lens[at], "a message comes whole");
+                    seen[at] += frame.payload.len();
+                    pieces += 1;
                 }
+                prop_assert!(buffer.take().unwrap().is_none());
             }
-            prop_assert_eq!(seen, lens);
-            prop_assert!(buffer.is_empty());
+            prop_assert_eq!(seen, &lens[..]);
+            prop_assert!(pieces >= lens.len() && buffer.is_empty());
         }
 
         #[test]
         fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..4096)) {
             let mut buffer = FrameBuffer::new();
             for chunk in bytes.chunks(7) {
-                buffer.space()[..chunk.len()].copy_from_slice(chunk);
-                buffer.filled(chunk.len());
+                buffer.push(chunk);
                 loop {
                     match buffer.take() { Ok(Some(_)) => (), Ok(None) => break, Err(_) => return Ok(()) }
                 }

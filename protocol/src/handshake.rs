@@ -352,8 +352,7 @@ mod tests {
 
     fn payload(wire: &[u8]) -> Vec<u8> {
         let mut buffer = FrameBuffer::new();
-        buffer.space()[..wire.len()].copy_from_slice(wire);
-        buffer.filled(wire.len());
+        buffer.push(wire);
         buffer.take().unwrap().unwrap().payload.to_vec()
     }
 

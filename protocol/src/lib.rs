@@ -82,8 +82,8 @@
 //! | payload before anybody has proved anything | 2 KiB |
 //! | ordinary message | 64 KiB |
 //! | exec request, listing, variables | 4 MiB |
-//! | data frame | 256 KiB |
-//! | bytes under way on a stream without further credit | 512 KiB |
+//! | data frame, with its header | 256 KiB |
+//! | full data frames under way on a stream: at its start, at most | 4, 16 |
 //! | control sessions, unproved connections, in a guest | 64 each |
 //! | from connect to the end of the handshake | 10 s |
 //!

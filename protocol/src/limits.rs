@@ -20,12 +20,18 @@ pub const MESSAGE_LEN: u32 = 64 * 1024;
 /// Linux allows 2 MiB of arguments and environment under the default 8 MiB stack.
 pub const LARGE_MESSAGE_LEN: u32 = 4 * 1024 * 1024;
 
-/// Bytes in one data frame's payload.
-pub const DATA_LEN: u32 = 256 * 1024;
+/// Bytes in one data frame's payload. With its header a full frame is 256 KiB: four whole packets of Linux's vsock
+/// (`VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`), and just what its sockets hold.
+pub const DATA_LEN: u32 = 256 * 1024 - 8;
 
-/// Bytes a stream's sender may send before the first [`CREDIT`](crate::frame::FrameId::CREDIT) arrives. A window of
-/// this size is what each end buffers at most for a stream whose reader is slow.
-pub const INITIAL_CREDIT: u32 = 512 * 1024;
+const _: () = assert!(DATA_LEN as usize + HEADER_LEN == 256 * 1024, "a full frame is four whole packets");
+
+/// Bytes a stream's sender may send before the first [`CREDIT`](crate::frame::FrameId::CREDIT) arrives: four full
+/// frames. This is what an end buffers at most for a reader that has not begun.
+pub const INITIAL_CREDIT: u32 = 4 * DATA_LEN;
+
+/// Bytes under way on a stream at most, and buffered at most for a reader that was quick and then stands still.
+pub const MAX_CREDIT: u32 = 16 * DATA_LEN;
 
 /// Protocol versions in one hello.
 pub const VERSIONS: usize = 16;

@@ -6,7 +6,7 @@
 
 use crate::codec::CodecError;
 use crate::frame::{self, FrameId, Header};
-use crate::limits::{DATA_LEN, INITIAL_CREDIT};
+use crate::limits::{DATA_LEN, INITIAL_CREDIT, MAX_CREDIT};
 
 /// How the peer broke a stream's rules.
 #[derive(Debug, thiserror::Error)]
@@ -138,14 +138,24 @@ impl Sender {
 }
 
 /// The receiving half of a stream.
+///
+/// Its window, the bytes that may be under way or wait for the reader, begins at [`INITIAL_CREDIT`] and doubles up to
+/// [`MAX_CREDIT`] while the reader takes everything that arrives: a quick stream is not held up for credit, and a reader
+/// that never reads costs no more than at the start.
 #[derive(Debug)]
 pub struct Receiver {
     channel: u16,
     received: u64,
     /// Bytes the sender may still send.
     credit: u64,
+    /// Bytes that arrived and our reader has not taken.
+    waiting: u64,
     /// Bytes taken by our reader and not yet granted again.
     taken: u64,
+    /// `credit`, `waiting` and `taken` together.
+    window: u64,
+    /// What the window may grow to.
+    most: u64,
     ended: bool,
     unwanted: bool,
 }
@@ -154,7 +164,27 @@ impl Receiver {
     /// A stream on which nothing has arrived.
     #[must_use]
     pub const fn new(channel: u16) -> Self {
-        Self { channel, received: 0, credit: INITIAL_CREDIT as u64, taken: 0, ended: false, unwanted: false }
+        let window = INITIAL_CREDIT as u64;
+        Self {
+            channel,
+            received: 0,
+            credit: window,
+            waiting: 0,
+            taken: 0,
+            window,
+            most: MAX_CREDIT as u64,
+            ended: false,
+            unwanted: false,
+        }
+    }
+
+    /// The same, with a window that stays as it is: its grants say exactly what was taken, for a sender that keeps what
+    /// was not.
+    #[must_use]
+    pub const fn exact(channel: u16) -> Self {
+        let mut exact = Self::new(channel);
+        exact.most = exact.window;
+        exact
     }
 
     /// A data frame of `len` bytes arrived. True where the bytes are wanted; after [`refuse`](Self::refuse) they are
@@ -172,18 +202,25 @@ impl Receiver {
         }
         self.credit -= len;
         self.received += len;
+        self.waiting += len;
         Ok(!self.unwanted)
     }
 
     /// Our reader took `len` bytes; grants them again once they are worth a frame.
     pub fn taken(&mut self, len: usize, out: &mut Vec<u8>) {
+        debug_assert!(len as u64 <= self.waiting, "{len} bytes are taken of {}", self.waiting);
+        self.waiting = self.waiting.saturating_sub(len as u64);
         self.taken += len as u64;
-        if !self.ended && self.taken >= u64::from(INITIAL_CREDIT / 2) {
-            let grant = u32::try_from(self.taken).unwrap_or(u32::MAX);
-            self.taken -= u64::from(grant);
-            self.credit += u64::from(grant);
-            frame::put_on(FrameId::CREDIT, self.channel, &grant, out);
+        if self.ended || self.taken < self.window / 2 {
+            return;
         }
+        let mut grant = std::mem::take(&mut self.taken);
+        if self.waiting == 0 && self.window < self.most {
+            grant += self.window;
+            self.window *= 2;
+        }
+        self.credit += grant;
+        frame::put_on(FrameId::CREDIT, self.channel, &u32::try_from(grant).unwrap_or(u32::MAX), out);
     }
 
     /// The sender said its end at `total` bytes.
@@ -256,6 +293,38 @@ mod tests {
         assert!(matches!(receiver.end(0), Err(StreamError::AfterEnd { .. })));
     }
 
+    #[test]
+    fn the_window_grows_for_a_reader_that_keeps_up_and_for_no_other() {
+        let frames = |reads: bool| {
+            let (mut receiver, mut sent) = (Receiver::new(1), 0);
+            let mut behind = 0;
+            for _ in 0..200 {
+                if receiver.data(DATA_LEN as usize).is_err() {
+                    break;
+                }
+                sent += 1;
+                behind += DATA_LEN as usize;
+                if reads {
+                    receiver.taken(std::mem::take(&mut behind), &mut Vec::new());
+                } else if behind > DATA_LEN as usize {
+                    // It reads, and is always one frame late.
+                    behind -= DATA_LEN as usize;
+                    receiver.taken(DATA_LEN as usize, &mut Vec::new());
+                }
+            }
+            // Then it stands still: so much more may come.
+            let mut more = 0;
+            while receiver.data(DATA_LEN as usize).is_ok() {
+                more += 1;
+            }
+            (sent, more)
+        };
+        let (sent, more) = frames(true);
+        assert!(sent == 200 && (9..=16).contains(&more), "{more}");
+        let (sent, more) = frames(false);
+        assert!(sent == 200 && more < 4, "{more}");
+    }
+
     proptest! {
         /// Whatever the sizes of writes and reads, a sender that obeys `room` never overruns, never starves for good
         /// while the reader reads, and the counts agree.
@@ -274,15 +343,14 @@ mod tests {
                     left -= n;
                     buffered += n;
                 }
-                prop_assert!(buffered <= INITIAL_CREDIT as usize);
+                prop_assert!(buffered <= MAX_CREDIT as usize);
                 let n = buffered.min(*reads.next().unwrap());
                 prop_assert!(n > 0 || sender.room() > 0, "nothing buffered, nothing allowed");
                 let mut out = Vec::new();
                 receiver.taken(n, &mut out);
                 buffered -= n;
                 let mut frames = FrameBuffer::new();
-                frames.space()[..out.len()].copy_from_slice(&out);
-                frames.filled(out.len());
+                frames.push(&out);
                 while let Some(frame) = frames.take().unwrap() {
                     sender.granted(frame.decode().unwrap()).unwrap();
                 }

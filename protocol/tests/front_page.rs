@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hospes_protocol::frame::FrameId;
 use hospes_protocol::limits::{
     DATA_LEN, HANDSHAKE_LEN, HANDSHAKE_MS, HANDSHAKES, HEADER_LEN, INITIAL_CREDIT, LARGE_MESSAGE_LEN,
-    MESSAGE_LEN, SESSIONS,
+    MAX_CREDIT, MESSAGE_LEN, SESSIONS,
 };
 
 /// The rows of the table under `# Limits`, by their first column.
@@ -37,8 +37,11 @@ fn the_limits_on_the_front_page_are_the_codes() {
         ("payload before anybody has proved anything", bytes(HANDSHAKE_LEN)),
         ("ordinary message", bytes(MESSAGE_LEN)),
         ("exec request, listing, variables", bytes(LARGE_MESSAGE_LEN)),
-        ("data frame", bytes(DATA_LEN)),
-        ("bytes under way on a stream without further credit", bytes(INITIAL_CREDIT)),
+        ("data frame, with its header", bytes(DATA_LEN + u32::try_from(HEADER_LEN).unwrap())),
+        (
+            "full data frames under way on a stream: at its start, at most",
+            format!("{}, {}", INITIAL_CREDIT / DATA_LEN, MAX_CREDIT / DATA_LEN),
+        ),
         ("control sessions, unproved connections, in a guest", format!("{SESSIONS} each")),
         ("from connect to the end of the handshake", format!("{} s", HANDSHAKE_MS / 1000)),
     ];

@@ -302,10 +302,14 @@ impl Run {
             };
             match link.guest.receive(frame, out)? {
                 GuestStep::Nothing | GuestStep::OutputRoom(_) => {}
-                GuestStep::Stdin(bytes) => match self.stdin.push(bytes) {
-                    Ok(written) => link.guest.stdin_written(written, out),
-                    Err(Closed) => link.guest.stdin_closed(out),
-                },
+                GuestStep::Stdin(bytes) => {
+                    match self.stdin.push(bytes) {
+                        Ok(written) => link.guest.stdin_written(written, out),
+                        Err(Closed) => link.guest.stdin_closed(out),
+                    }
+                    // Credit is due at once: the host would stand still until this turn ends.
+                    link.connection.try_flush()?;
+                }
                 GuestStep::StdinEnd => self.stdin.end(),
                 GuestStep::OutputUnwanted(channel) => {
                     let at = index(channel);

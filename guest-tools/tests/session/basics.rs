@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use hospes_protocol::error::ErrorKind;
 use hospes_protocol::exec::{Exec, ExitKind, Stdin};
+use hospes_protocol::limits::INITIAL_CREDIT;
 
 use super::worker::{Worker, eventually, is_alive, shell, words};
 
@@ -165,7 +166,7 @@ fn commands_get_the_limits_that_their_session_was_given() {
 fn what_the_pipe_still_holds_at_the_end_arrives() {
     let worker = Worker::start();
     // The host grants nothing on: the first window is sent, and what is beyond stays in the pipe.
-    let size = 528_000;
+    let size = INITIAL_CREDIT as usize + 4000;
     let mut run = worker.exec(&shell(&format!("head -c {size} /dev/zero; echo done >&2")));
     run.granting = false;
     run.until(|run| !run.stderr.is_empty());

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use hospes_protocol::error::ErrorKind;
 use hospes_protocol::exec::{Exec, Stdin};
 use hospes_protocol::frame::{self, FrameId, Header};
+use hospes_protocol::limits::DATA_LEN;
 
 use super::worker::{Run, Worker, encoded, eventually, is_alive, words};
 
@@ -25,9 +26,9 @@ fn an_unknown_request_is_refused_and_the_worker_goes_on() {
 fn who_breaks_the_protocol_loses_its_command() {
     let worker = Worker::start();
     let mut overrun = vec![];
-    for _ in 0..16 {
+    for _ in 0..40 {
         // What the pipe takes is granted again: the first few are in order.
-        frame::put_raw(FrameId::DATA, 0, &vec![b'x'; 256 * 1024], &mut overrun);
+        frame::put_raw(FrameId::DATA, 0, &vec![b'x'; DATA_LEN as usize], &mut overrun);
     }
     let mut count = vec![];
     frame::put_on(FrameId::END, 0, &77u64, &mut count);

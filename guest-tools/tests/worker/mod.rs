@@ -355,14 +355,7 @@ impl Run {
 pub fn frames(bytes: &[u8], mut with: impl FnMut(Frame<'_>)) {
     let mut buffer = FrameBuffer::new();
     for chunk in bytes.chunks(1024) {
-        let mut chunk = chunk;
-        while !chunk.is_empty() {
-            let space = buffer.space();
-            let n = space.len().min(chunk.len());
-            space[..n].copy_from_slice(&chunk[..n]);
-            buffer.filled(n);
-            chunk = &chunk[n..];
-        }
+        buffer.push(chunk);
         while let Some(frame) = buffer.take().unwrap() {
             with(frame);
         }

@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub mod peer;
+pub mod pipe;
 pub mod readiness;
 pub mod signals;
 pub mod vsock;

@@ -6,7 +6,7 @@ use hospes_protocol::exec::{
     Usage, WindowSize,
 };
 use hospes_protocol::frame::{Frame, FrameId};
-use hospes_protocol::limits::{DATA_LEN, INITIAL_CREDIT};
+use hospes_protocol::limits::{DATA_LEN, INITIAL_CREDIT, MAX_CREDIT};
 
 use super::input::{Input, ZEROS, own_frames};
 
@@ -37,7 +37,7 @@ impl Inbound {
     fn take(&mut self, len: usize) {
         self.received += len as u64;
         self.waiting += len;
-        assert!(self.waiting <= INITIAL_CREDIT as usize, "{} bytes are buffered", self.waiting);
+        assert!(self.waiting <= MAX_CREDIT as usize, "{} bytes are buffered", self.waiting);
     }
 }
 
@@ -343,7 +343,7 @@ impl Pair {
         let at = usize::from(channel);
         self.arrived[at] += len as u64;
         self.waiting[at] += len;
-        assert!(self.waiting[at] <= INITIAL_CREDIT as usize, "{} bytes are buffered", self.waiting[at]);
+        assert!(self.waiting[at] <= MAX_CREDIT as usize, "{} bytes are buffered", self.waiting[at]);
     }
 
     /// Whatever happened, what was sent arrives, and the command can end.

@@ -3,7 +3,7 @@
 use hospes_protocol::error::{ErrorKind, WireError};
 use hospes_protocol::forward::{End, Open, Step, TO_GUEST, TO_HOST};
 use hospes_protocol::frame::{Frame, FrameId};
-use hospes_protocol::limits::{DATA_LEN, INITIAL_CREDIT};
+use hospes_protocol::limits::{DATA_LEN, INITIAL_CREDIT, MAX_CREDIT};
 
 use super::input::{Input, ZEROS, own_frames};
 
@@ -85,7 +85,7 @@ pub fn forward(data: &[u8]) {
                 assert!(data, "bytes out of nothing");
                 received += bytes.len() as u64;
                 waiting += bytes.len();
-                assert!(waiting <= INITIAL_CREDIT as usize, "{waiting} bytes are buffered");
+                assert!(waiting <= MAX_CREDIT as usize, "{waiting} bytes are buffered");
             }
             Ok(Step::Nothing) if data => {
                 assert!(refused, "bytes were dropped");

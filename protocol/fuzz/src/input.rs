@@ -64,11 +64,8 @@ pub(crate) fn frames(mut bytes: &[u8], mut each: impl FnMut(Frame<'_>) -> bool) 
             Ok(Some(_)) | Err(_) => return,
             Ok(None) if bytes.is_empty() => return,
             Ok(None) => {
-                let space = buffer.space();
-                let n = space.len().min(bytes.len());
-                space[..n].copy_from_slice(&bytes[..n]);
-                buffer.filled(n);
-                bytes = &bytes[n..];
+                buffer.push(bytes);
+                bytes = &[];
             }
         }
     }

@@ -15,13 +15,7 @@ struct Pair {
 
 fn feed(wire: &mut Vec<u8>) -> FrameBuffer {
     let mut buffer = FrameBuffer::new();
-    while !wire.is_empty() {
-        let space = buffer.space();
-        let n = space.len().min(wire.len());
-        space[..n].copy_from_slice(&wire[..n]);
-        wire.drain(..n);
-        buffer.filled(n);
-    }
+    buffer.push(&std::mem::take(wire));
     buffer
 }
 

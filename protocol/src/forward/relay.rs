@@ -194,7 +194,7 @@ impl From<&ForwardError> for WireError {
 mod tests {
     use super::*;
     use crate::frame::FrameBuffer;
-    use crate::limits::INITIAL_CREDIT;
+    use crate::limits::{INITIAL_CREDIT, MAX_CREDIT};
     use proptest::prelude::*;
 
     /// A relay with a pretended socket (what it says, what it heard, how much it takes at a time) and connection.
@@ -246,13 +246,12 @@ mod tests {
                 self.shut = true;
                 moved = true;
             }
-            assert!(self.relay.waiting.len() <= INITIAL_CREDIT as usize, "memory is bounded by the credit");
+            assert!(self.relay.waiting.len() <= MAX_CREDIT as usize, "memory is bounded by the credit");
             moved
         }
 
         fn hear(&mut self, wire: &[u8]) {
-            self.frames.space()[..wire.len()].copy_from_slice(wire);
-            self.frames.filled(wire.len());
+            self.frames.push(wire);
             while let Some(frame) = self.frames.take().unwrap() {
                 let (heard, takes) = (&mut self.heard, self.takes);
                 let offer = |bytes: &[u8]| {
@@ -266,7 +265,7 @@ mod tests {
     }
 
     fn carry(from: &mut Side, to: &mut Side, n: usize) -> bool {
-        let len = from.wire.len().min(n).min(to.frames.space().len());
+        let len = from.wire.len().min(n);
         let wire: Vec<u8> = from.wire.drain(..len).collect();
         to.hear(&wire);
         len > 0

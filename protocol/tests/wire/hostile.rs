@@ -119,11 +119,8 @@ fn frames(bytes: &[u8], mut each: impl FnMut(Frame<'_>) -> Outcome) -> Outcome {
             Err(FrameError::TooLong { .. }) => return Err("frame-too-long"),
             Ok(None) if rest.is_empty() => return if buffer.is_empty() { Ok(()) } else { Err("cut") },
             Ok(None) => {
-                let space = buffer.space();
-                let n = space.len().min(rest.len());
-                space[..n].copy_from_slice(&rest[..n]);
-                buffer.filled(n);
-                rest = &rest[n..];
+                buffer.push(rest);
+                rest = &[];
             }
         }
     }

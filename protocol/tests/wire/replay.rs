@@ -289,7 +289,7 @@ impl End {
                 let sends = push == host;
                 Operation::Copy {
                     sender: sends.then(|| Sender::new(ARCHIVE)),
-                    receiver: (!sends).then(|| (Receiver::new(ARCHIVE), Decoder::new())),
+                    receiver: (!sends).then(|| (Receiver::exact(ARCHIVE), Decoder::new())),
                     done: !push,
                 }
             }

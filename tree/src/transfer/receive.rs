@@ -37,7 +37,7 @@ pub fn receive(
     cancel: &Cancel,
 ) -> Result<Summary, TransferError> {
     let credit = Arc::new(Mutex::new(Credit {
-        stream: Receiver::new(ARCHIVE),
+        stream: Receiver::exact(ARCHIVE),
         link: None,
         stale: 0,
         waiting: 0,
@@ -193,7 +193,7 @@ impl Receiving<'_, '_> {
     /// The stream begins anew, on the connection that there is now.
     fn renew(&mut self) {
         let mut credit = lock(&self.credit);
-        credit.stream = Receiver::new(ARCHIVE);
+        credit.stream = Receiver::exact(ARCHIVE);
         credit.stale = credit.waiting;
         credit.link = self.link.as_ref().map(|link| Arc::clone(&link.stream));
     }
