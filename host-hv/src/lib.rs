@@ -7,11 +7,16 @@
 //!                  │         ◄── virtio-mmio (our own machine; later)
 //!                  ▼
 //!            virtio::vsock   ── io ──► Unix sockets on the host, or another guest
+//!            virtio::fs      ── fuse ► directories of the host
 //! ```
 //!
 //! The core knows guest memory, virtqueues and byte streams. What only one operating system has stands behind
 //! [`io`] and [`vhost_user`].
 
+#[cfg(target_os = "linux")]
+pub mod control;
+#[cfg(target_os = "linux")]
+pub mod fuse;
 pub mod io;
 #[cfg(feature = "testing")]
 #[expect(clippy::panic, reason = "a test fails by a panic")]

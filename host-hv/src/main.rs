@@ -28,6 +28,73 @@ enum Command {
     /// QEMU: -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine TYPE,memory-backend=mem
     /// -chardev socket,id=vs,path=SOCKET -device vhost-user-vsock-pci,chardev=vs
     Vsock(VsockArgs),
+    /// Serve a virtio-fs device over vhost-user: folders of this machine in the guest.
+    ///
+    /// The guest mounts it by its tag ("mount -t virtiofs hospes /mnt/hospes"; hospes-tools does it by itself) and sees
+    /// a directory for each share. Shares are named here or, while the guest runs, at the control socket: "hospes
+    /// share add" does that.
+    ///
+    /// Linux caches of a share what it may believe for a second. What a program in the guest has written is on this
+    /// machine when the write returns, and on its disk after fsync.
+    ///
+    /// QEMU: -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine TYPE,memory-backend=mem
+    /// -chardev socket,id=fs,path=SOCKET -device vhost-user-fs-pci,chardev=fs,tag=hospes
+    #[cfg(target_os = "linux")]
+    Fs(FsArgs),
+}
+
+#[cfg(target_os = "linux")]
+#[derive(Args)]
+struct FsArgs {
+    /// Where the VMM connects (vhost-user)
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+
+    /// What the guest mounts it by, for VMMs that ask the device; QEMU has it on its own command line
+    #[arg(long, value_name = "TAG", default_value = "hospes")]
+    tag: String,
+
+    /// A folder to share from the start; may be given again
+    ///
+    /// ":ro" after the path keeps the guest from changing it. ":owner=" says who owns what: "map" (the folder's owner
+    /// here is the guest's user 1000; "map:UID:GID" for another), "squash" (all is that user's, and changes of owner
+    /// are accepted and forgotten), "raw" (the same numbers on both sides).
+    #[arg(long, value_name = "NAME=PATH[:ro][:owner=…]", value_parser = parse_share)]
+    share: Vec<host_hv::fuse::ShareSpec>,
+
+    /// Where shares are added, listed and removed while the guest runs
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+
+    /// How many requests are served at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    threads: u32,
+
+    /// Exit when the VMM has gone, rather than wait for the next
+    #[arg(long)]
+    once: bool,
+}
+
+/// `NAME=PATH[:ro][:owner=…]`: options are taken from the end, so that a path may have a colon in it.
+#[cfg(target_os = "linux")]
+fn parse_share(text: &str) -> Result<host_hv::fuse::ShareSpec, String> {
+    let (name, mut rest) = text.split_once('=').ok_or("expected NAME=PATH[:ro][:owner=…]")?;
+    let (mut read_only, mut owner) = (false, host_hv::fuse::Owner::default());
+    loop {
+        if let Some((path, word)) = rest.rsplit_once(":owner=") {
+            let (word, ro) = word.strip_suffix(":ro").map_or((word, false), |word| (word, true));
+            owner = word.parse().map_err(|error: host_hv::fuse::OwnerError| error.to_string())?;
+            read_only |= ro;
+            rest = path;
+        } else if let Some(path) = rest.strip_suffix(":ro") {
+            read_only = true;
+            rest = path;
+        } else {
+            break;
+        }
+    }
+    let path = std::path::absolute(rest).map_err(|error| format!("{rest}: {error}"))?;
+    Ok(host_hv::fuse::ShareSpec { name: name.to_owned(), path, read_only, owner })
 }
 
 #[derive(Args)]
@@ -99,27 +166,21 @@ fn main() -> Result<()> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(color).init();
     match Cli::parse().command {
         Command::Vsock(args) => vsock(args),
+        #[cfg(target_os = "linux")]
+        Command::Fs(args) => fs(args),
     }
 }
 
 #[cfg(target_os = "linux")]
 fn vsock(args: VsockArgs) -> Result<()> {
-    use std::os::unix::net::UnixStream;
-
     use host_hv::vhost_user::{GuestSpec, Server};
     use host_hv::virtio::vsock::Limits;
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
     use nix::sys::stat::{Mode, umask};
-    use signal_hook::consts::{SIGINT, SIGTERM};
 
     // Sockets are their owner's alone from the moment they exist.
     umask(Mode::from_bits_truncate(0o177));
     // Each connection needs a descriptor.
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most)
-    {
-        tracing::warn!(%error, most, "Failed to raise the limit of open files");
-    }
+    raise_open_files();
 
     let connections = args.max_connections as usize;
     let limits = Limits { connections, ..Limits::default() };
@@ -139,13 +200,70 @@ fn vsock(args: VsockArgs) -> Result<()> {
     }
 
     let mut server = Server::new(guests, args.once).context("Failed to serve the vsock device")?;
-    let (stop, on_signal) = UnixStream::pair().context("Failed to prepare for signals")?;
+    server.stop_on(stop_signals()?).context("Failed to prepare for signals")?;
+    server.run().context("Failed to serve the vsock device")
+}
+
+#[cfg(target_os = "linux")]
+fn fs(args: FsArgs) -> Result<()> {
+    use std::sync::Arc;
+
+    use host_hv::fuse::{Limits, Server};
+    use host_hv::vhost_user::FolderServer;
+    use host_hv::virtio::{fs::Fs, vsock::uds};
+    use nix::sys::stat::{Mode, umask};
+
+    umask(Mode::from_bits_truncate(0o177));
+    let shared = Arc::new(Server::new(Limits::within(raise_open_files())));
+    for share in args.share {
+        let name = share.name.clone();
+        shared.add_share(share).with_context(|| format!("Failed to share \"{name}\""))?;
+    }
+    let device = Fs::new(&args.tag, shared.clone(), args.threads as usize)
+        .context("Failed to make the file system device")?;
+    let mut server = FolderServer::new(&args.socket, device, args.once)
+        .context("Failed to serve the file system device")?;
+    if let Some(path) = &args.control {
+        let listener = uds::bind(path).context("Failed to open the control socket")?;
+        host_hv::control::serve(listener, shared).context("Failed to serve the control socket")?;
+    }
+    // The guest's kernel has taken its own programs' masks off already.
+    umask(Mode::empty());
+    server.stop_on(stop_signals()?).context("Failed to prepare for signals")?;
+    let result = server.run().context("Failed to serve the file system device");
+    if let Some(path) = &args.control {
+        drop(std::fs::remove_file(path));
+    }
+    result
+}
+
+/// Raises the limit of open files as far as it goes; returns what it is then.
+#[cfg(target_os = "linux")]
+fn raise_open_files() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+    let Ok((now, most)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    match setrlimit(Resource::RLIMIT_NOFILE, most, most) {
+        Ok(()) => most,
+        Err(error) => {
+            tracing::warn!(%error, most, "Failed to raise the limit of open files");
+            now
+        }
+    }
+}
+
+/// A stream that becomes readable when the program is to end.
+#[cfg(target_os = "linux")]
+fn stop_signals() -> Result<std::os::unix::net::UnixStream> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+
+    let (stop, on_signal) =
+        std::os::unix::net::UnixStream::pair().context("Failed to prepare for signals")?;
     for signal in [SIGINT, SIGTERM] {
         let on_signal = on_signal.try_clone().context("Failed to prepare for signals")?;
         signal_hook::low_level::pipe::register(signal, on_signal).context("Failed to prepare for signals")?;
     }
-    server.stop_on(stop).context("Failed to prepare for signals")?;
-    server.run().context("Failed to serve the vsock device")
+    Ok(stop)
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -1,9 +1,8 @@
-//! A thousand programs of the fuzz target's kind, the same ones each time; `fuzz/` goes on from here.
+//! Programs of the fuzz targets' kind, the same ones each time; `fuzz/` goes on from here.
 
 use host_hv::testing::fuzz;
 
-#[test]
-fn no_program_breaks_the_device() {
+fn programs(count: usize, longest: u64, run: impl Fn(&[u8])) {
     let mut state = 0x853c_49e6_748f_ea9b_u64;
     let mut next = move || {
         state ^= state << 13;
@@ -11,9 +10,20 @@ fn no_program_breaks_the_device() {
         state ^= state << 17;
         state
     };
-    for _ in 0..1000 {
-        let length = next() % 2000;
+    for _ in 0..count {
+        let length = next() % longest;
         let bytes: Vec<u8> = (0..length).map(|_| next().to_le_bytes()[4]).collect();
-        fuzz::run(&bytes);
+        run(&bytes);
     }
+}
+
+#[test]
+fn no_program_breaks_the_vsock_device() {
+    programs(1000, 2000, fuzz::run);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn no_program_breaks_the_file_server_or_leaves_its_share() {
+    programs(300, 8000, host_hv::testing::fuse_fuzz::run);
 }

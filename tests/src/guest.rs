@@ -34,6 +34,7 @@ pub struct GuestSpec {
     memory_mib: u32,
     cid: u64,
     vsock: bool,
+    folders: Option<Vec<String>>,
     ssh: bool,
     installed: Vec<PathBuf>,
     drop: Vec<PathBuf>,
@@ -52,6 +53,7 @@ impl GuestSpec {
             memory_mib: MEMORY_MIB,
             cid: 42,
             vsock: true,
+            folders: None,
             ssh: false,
             installed: Vec::new(),
             drop: Vec::new(),
@@ -86,6 +88,12 @@ impl GuestSpec {
     /// No vsock device.
     pub fn without_vsock(mut self) -> Self {
         self.vsock = false;
+        self
+    }
+
+    /// A file system device served by `host-hv fs`, with these shares: `NAME=PATH`, as its option `--share` takes them.
+    pub fn folders<const N: usize>(mut self, shares: [String; N]) -> Self {
+        self.folders = Some(shares.into());
         self
     }
 
@@ -127,6 +135,7 @@ pub struct Guest {
     // Fields are dropped in this order: the machine before its devices, the lock on the directory last.
     machine: Mutex<Machine>,
     vsock: Option<Mutex<Process>>,
+    folders: Option<Mutex<Process>>,
     _lock: File,
 }
 
@@ -145,6 +154,11 @@ impl Guest {
         if spec.vsock {
             vsock = Some(Mutex::new(start_vsock(spec.cid, &path)?));
             devices.push(Device::Vsock);
+        }
+        let mut folders = None;
+        if let Some(shares) = &spec.folders {
+            folders = Some(Mutex::new(start_folders(shares, &path)?));
+            devices.push(Device::Folders);
         }
         if spec.ssh {
             let port = free_port()?;
@@ -177,6 +191,7 @@ impl Guest {
             hushed: AtomicBool::new(false),
             machine: Mutex::new(machine),
             vsock,
+            folders,
             _lock: lock,
         };
         guest.wait_boot(None, &deadline)?;
@@ -335,6 +350,16 @@ impl Guest {
         self.vsock.as_ref().map(|device| lock(device).pid())
     }
 
+    /// The file system device's process id.
+    pub fn folders_pid(&self) -> Option<u32> {
+        self.folders.as_ref().map(|device| lock(device).pid())
+    }
+
+    /// The file system device's control socket.
+    pub fn control_path(&self) -> PathBuf {
+        self.directory.socket("fs.control")
+    }
+
     /// All that the guest has written to its console since it was started here.
     pub fn console(&self) -> String {
         read_lossy(&self.path("console.log"))
@@ -351,6 +376,9 @@ impl Guest {
             lock(&self.machine).plug(device)?;
             waits.push_str(match device {
                 Device::Vsock => "until test -d /sys/module/vmw_vsock_virtio_transport; do sleep 0.05; done;",
+                Device::Folders => {
+                    "until ls /sys/bus/virtio/drivers/virtiofs/virtio* >/dev/null 2>&1; do sleep 0.05; done;"
+                }
                 Device::Network(_) => "until ip -br address | grep -q 10.0.2.15; do sleep 0.05; done;",
                 Device::Drop => "until mountpoint -q /lab; do sleep 0.05; done;",
             });
@@ -393,7 +421,11 @@ impl Guest {
         let qemu = read_lossy(&self.path("qemu.log"));
         let vsock = read_lossy(&self.path("vsock.log"));
         let log = self.path("console.log");
-        format!("The guest's console ends so (all of it is in {}):\n{tail}\n{qemu}{vsock}", log.display())
+        let folders = read_lossy(&self.path("fs.log"));
+        format!(
+            "The guest's console ends so (all of it is in {}):\n{tail}\n{qemu}{vsock}{folders}",
+            log.display()
+        )
     }
 }
 
@@ -470,6 +502,19 @@ fn start_vsock(cid: u64, directory: &Path) -> Result<Process> {
     let mut device = spawn(Lab::program("host-hv")?, &words, directory, &directory.join("vsock.log"))?;
     let socket = directory.join("vsock.sock");
     Deadline::after(START).poll("the vsock device's socket", || {
+        device.expect_alive()?;
+        Ok(socket.exists().then_some(()))
+    })?;
+    Ok(device)
+}
+
+fn start_folders(shares: &[String], directory: &Path) -> Result<Process> {
+    let mut words: Vec<String> =
+        ["fs", "--socket", "fs.sock", "--control", "fs.control"].map(str::to_owned).to_vec();
+    words.extend(shares.iter().flat_map(|share| ["--share".to_owned(), share.clone()]));
+    let mut device = spawn(Lab::program("host-hv")?, &words, directory, &directory.join("fs.log"))?;
+    let socket = directory.join("fs.sock");
+    Deadline::after(START).poll("the file system device's socket", || {
         device.expect_alive()?;
         Ok(socket.exists().then_some(()))
     })?;

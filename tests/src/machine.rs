@@ -60,6 +60,8 @@ impl Directory {
 pub(crate) enum Device {
     /// The vhost-user device that listens on `vsock.sock`.
     Vsock,
+    /// The vhost-user file system that listens on `fs.sock`.
+    Folders,
     /// A network card with the guest's port 22 behind this port.
     Network(u16),
     /// The read-only disk `drop.ext4`.
@@ -111,6 +113,10 @@ impl Device {
                 "-chardev socket,id=vsock,path=vsock.sock -device vhost-user-vsock-pci,chardev=vsock"
                     .to_owned()
             }
+            Self::Folders => {
+                "-chardev socket,id=fs,path=fs.sock -device vhost-user-fs-pci,chardev=fs,tag=hospes"
+                    .to_owned()
+            }
             Self::Network(port) => format!(
                 "-netdev user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22 \
                  -device virtio-net-pci,netdev=net,romfile="
@@ -160,6 +166,15 @@ impl Machine {
                 let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
                 qmp.execute("chardev-add", &json!({ "id": "vsock", "backend": backend }))?;
                 let device = json!({ "driver": "vhost-user-vsock-pci", "id": "vsock", "chardev": "vsock", "bus": bus });
+                qmp.execute("device_add", &device)?;
+            }
+            Device::Folders => {
+                let address = json!({ "type": "unix", "data": { "path": "fs.sock" } });
+                let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
+                qmp.execute("chardev-add", &json!({ "id": "fs", "backend": backend }))?;
+                let device = json!({
+                    "driver": "vhost-user-fs-pci", "id": "fs", "chardev": "fs", "tag": "hospes", "bus": bus,
+                });
                 qmp.execute("device_add", &device)?;
             }
             Device::Network(port) => {

@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use virtio_queue::{Queue, QueueT};
@@ -21,11 +22,11 @@ use crate::virtio::{Device, Interrupt, Memory, Ring};
 /// The guest's cid.
 pub const CID: u64 = 42;
 
-struct Counter(Rc<Cell<usize>>);
+struct Counter(Arc<AtomicUsize>);
 
 impl Interrupt for Counter {
     fn trigger(&self) -> io::Result<()> {
-        self.0.set(self.0.get() + 1);
+        self.0.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -72,7 +73,7 @@ pub struct Guest {
     pub driver: Driver,
     /// Packets that came and were not asked for yet.
     pub inbox: VecDeque<(Header, Vec<u8>)>,
-    interrupts: Rc<Cell<usize>>,
+    interrupts: Arc<AtomicUsize>,
     listeners: Rc<RefCell<Listeners>>,
     now: Rc<Cell<Instant>>,
 }
@@ -98,7 +99,7 @@ impl Guest {
         let mut device =
             Vsock::with_clock(CID, limits, host, Box::new(move || clock.get())).expect("a guest's cid");
         device.set_memory(memory.clone());
-        let interrupts = Rc::new(Cell::new(0));
+        let interrupts = Arc::new(AtomicUsize::new(0));
         let event_idx = layout.event_idx;
         let mut driver = Driver::new(layout, memory, CID);
         for (index, queue) in driver.queues.iter().enumerate() {
@@ -132,7 +133,7 @@ impl Guest {
 
     /// Interrupts so far.
     pub fn interrupts(&self) -> usize {
-        self.interrupts.get()
+        self.interrupts.load(Ordering::Relaxed)
     }
 
     /// Moves the clock.
@@ -225,7 +226,7 @@ impl Guest {
 }
 
 /// A ring as a front end would make it.
-fn ring(queue: &DriverQueue, event_idx: bool, interrupts: &Rc<Cell<usize>>) -> Ring {
+fn ring(queue: &DriverQueue, event_idx: bool, interrupts: &Arc<AtomicUsize>) -> Ring {
     let mut ring = Queue::new(1024).expect("a power of two");
     ring.set_size(queue.size());
     ring.try_set_desc_table_address(GuestAddress(queue.descriptors())).expect("aligned");

@@ -5,6 +5,10 @@
 //! same thread; [`fuzz`] lets bytes decide what that guest does; [`vmm`] to a device in another process, over vhost-user.
 
 pub mod driver;
+#[cfg(target_os = "linux")]
+pub mod fuse;
+#[cfg(target_os = "linux")]
+pub mod fuse_fuzz;
 pub mod fuzz;
 pub mod guest;
 pub mod queue;

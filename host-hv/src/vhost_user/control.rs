@@ -4,12 +4,12 @@
 //! whatever order these came. A VMM stops and starts all rings for a pause of the machine as well as for its reset;
 //! a ring that starts again elsewhere than it stopped tells the two apart.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -33,33 +33,41 @@ struct Mapping {
     guest_address: u64,
 }
 
-/// The call descriptor of a ring; it may come late, and change while the ring runs.
+/// The call descriptor of a ring; it may come late, and change while the ring runs, and a device may have threads.
 #[derive(Default)]
-struct Call {
-    file: RefCell<Option<File>>,
-    missed: Cell<bool>,
+struct Call(Mutex<CallState>);
+
+#[derive(Default)]
+struct CallState {
+    file: Option<File>,
+    missed: bool,
 }
 
 impl Call {
     fn set(&self, file: Option<File>) {
-        self.file.replace(file);
-        if self.missed.take() {
+        let missed = {
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            state.file = file;
+            std::mem::take(&mut state.missed)
+        };
+        if missed {
             drop(self.trigger());
         }
     }
 
     fn trigger(&self) -> io::Result<()> {
-        match &mut *self.file.borrow_mut() {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut state.file {
             Some(file) => file.write_all(&1u64.to_ne_bytes()),
             None => {
-                self.missed.set(true);
+                state.missed = true;
                 Ok(())
             }
         }
     }
 }
 
-impl Interrupt for Rc<Call> {
+impl Interrupt for Arc<Call> {
     fn trigger(&self) -> io::Result<()> {
         Call::trigger(self)
     }
@@ -79,9 +87,11 @@ struct RingState {
     /// Where the device goes on reading the available ring.
     base: u16,
     kick: Option<File>,
-    call: Rc<Call>,
+    call: Arc<Call>,
     enabled: bool,
     running: bool,
+    /// Kicks are ours to wait for, and not the device's own.
+    watched: bool,
     /// Where the ring was when the VMM stopped it.
     stopped_at: Option<(u16, Addresses)>,
 }
@@ -145,11 +155,16 @@ impl<D: Device> Control<D> {
             tracing::info!(ring = index, "The guest was reset");
             self.reset_keeping_rings();
         }
-        self.registry
-            .register(&mut SourceFd(&fd), (self.kick_token)(index), Interest::READABLE)
-            .map_err(Error::ReqHandlerError)?;
+        let own =
+            self.device.borrow_mut().watch_kicks(index, self.rings[index].kick.as_ref().map(File::as_fd));
+        if !own {
+            self.registry
+                .register(&mut SourceFd(&fd), (self.kick_token)(index), Interest::READABLE)
+                .map_err(Error::ReqHandlerError)?;
+        }
         let ring = self.ring(index)?;
         ring.running = true;
+        ring.watched = !own;
         ring.stopped_at = None;
         self.device.borrow_mut().start_ring(index, Ring::new(queue, Box::new(call)));
         Ok(())
@@ -159,7 +174,9 @@ impl<D: Device> Control<D> {
     fn stop(&mut self, index: usize) {
         let Some(ring) = self.rings.get_mut(index).filter(|ring| ring.running) else { return };
         ring.running = false;
-        if let Some(kick) = &ring.kick {
+        if ring.watched
+            && let Some(kick) = &ring.kick
+        {
             drop(self.registry.deregister(&mut SourceFd(&kick.as_raw_fd())));
         }
         if let Some(queue) = self.device.borrow_mut().stop_ring(index) {
@@ -174,6 +191,9 @@ impl<D: Device> Control<D> {
         device.reset();
         for (index, queue) in queues.into_iter().enumerate() {
             if let Some(queue) = queue {
+                if !self.rings[index].watched {
+                    device.watch_kicks(index, self.rings[index].kick.as_ref().map(File::as_fd));
+                }
                 device.start_ring(index, Ring::new(queue, Box::new(self.rings[index].call.clone())));
             }
         }

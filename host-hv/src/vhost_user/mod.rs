@@ -6,7 +6,10 @@
 //! which handles requests in a thread of its own.
 
 mod control;
+mod folders;
 mod server;
+mod vmm;
 
 pub use control::Control;
+pub use folders::{FolderServer, FolderServerError};
 pub use server::{GuestSpec, Server, ServerError};

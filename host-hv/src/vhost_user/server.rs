@@ -6,25 +6,20 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use thiserror::Error;
-use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
-use super::Control;
-use crate::io::{Endpoint, peek};
+use super::vmm::Vmm;
+use crate::io::Endpoint;
 use crate::virtio::Device;
 use crate::virtio::vsock::sibling::{Member, Switch};
 use crate::virtio::vsock::spec::HOST_CID;
 use crate::virtio::vsock::uds::{Arrival, Reception, UdsError, UdsHost, bind};
 use crate::virtio::vsock::{ConnectError, Greeting, Limits, Readiness, Vsock};
-
-/// How long a VMM may take for the rest of a request it has begun; all guests wait meanwhile.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the server cannot start or go on.
 #[derive(Debug, Error)]
@@ -53,22 +48,12 @@ pub struct GuestSpec {
     pub limits: Limits,
 }
 
-type Handler = BackendReqHandler<Mutex<Control<Vsock>>>;
-
-/// A connected VMM.
-struct Vmm {
-    handler: Handler,
-    control: Arc<Mutex<Control<Vsock>>>,
-    /// The same socket, to see whether more requests wait.
-    stream: net::UnixStream,
-}
-
 struct Guest {
     spec: GuestSpec,
     device: Rc<RefCell<Vsock>>,
     reception: Reception,
     listener: net::UnixListener,
-    vmm: Option<Vmm>,
+    vmm: Option<Vmm<Vsock>>,
 }
 
 /// Serves guests until told to stop.
@@ -263,55 +248,19 @@ impl Guest {
             return;
         }
         let Ok((stream, _)) = self.listener.accept() else { return };
-        match self.welcome_vmm(number, stream, poll) {
-            Ok(vmm) => {
-                tracing::info!(cid = self.spec.cid, "The VMM is connected");
-                self.vmm = Some(vmm);
-            }
+        let kick_token = Box::new(move |ring| token(number, Kind::Kick, ring));
+        let name = format!("cid {}", self.spec.cid);
+        let own = token(number, Kind::Vmm, 0);
+        match Vmm::new(stream, self.device.clone(), poll.registry(), own, kick_token, name) {
+            Ok(vmm) => self.vmm = Some(vmm),
             Err(error) => tracing::error!(cid = self.spec.cid, %error, "Failed to watch the VMM"),
         }
     }
 
-    fn welcome_vmm(&self, number: usize, stream: net::UnixStream, poll: &Poll) -> io::Result<Vmm> {
-        // A request is read whole once it has begun; the VMM is not hostile to us, the guest is.
-        stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
-        let registry = poll.registry().try_clone()?;
-        let kick_token = Box::new(move |ring| token(number, Kind::Kick, ring));
-        let control = Control::new(self.device.clone(), registry, kick_token);
-        #[expect(
-            clippy::arc_with_non_send_sync,
-            reason = "the vhost crate asks for these types; one thread uses them"
-        )]
-        let control = Arc::new(Mutex::new(control));
-        let other = stream.try_clone()?;
-        watch(poll, other.as_raw_fd(), token(number, Kind::Vmm, 0))?;
-        Ok(Vmm { handler: Handler::from_stream(stream, control.clone()), control, stream: other })
-    }
-
     /// Handles all requests that wait. True: the VMM has gone.
     fn serve_vmm(&mut self, number: usize, poll: &Poll) -> bool {
-        let Some(vmm) = &mut self.vmm else { return false };
-        loop {
-            match peek(&vmm.stream, &mut [0]) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Ok(1..) => {}
-                _ => break,
-            }
-            match vmm.handler.handle_request() {
-                Ok(()) => {}
-                Err(VhostError::Disconnected | VhostError::PartialMessage) => break,
-                Err(error) => {
-                    tracing::error!(cid = self.spec.cid, %error, "A request of the VMM failed; hanging up");
-                    break;
-                }
-            }
-        }
-        tracing::info!(cid = self.spec.cid, "The VMM has gone");
-        drop(poll.registry().deregister(&mut SourceFd(&vmm.stream.as_raw_fd())));
-        if let Ok(mut control) = vmm.control.lock() {
-            control.disconnect();
+        if !self.vmm.as_mut().is_some_and(Vmm::serve) {
+            return false;
         }
         self.vmm = None;
         // The next one may wait already, and its knock was heard before.

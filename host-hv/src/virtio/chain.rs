@@ -65,6 +65,20 @@ impl<'m> Descriptors<'m> {
         self.one_direction(head, true, pieces)
     }
 
+    /// Appends the pieces of a request: those to read first, those to write the answer to after them.
+    pub fn request(
+        &self,
+        head: u16,
+        readable: &mut Vec<IoBuf<'m>>,
+        writable: &mut Vec<IoBuf<'m>>,
+    ) -> Result<(), ChainError> {
+        self.walk(head, |descriptor| {
+            let pieces =
+                if descriptor.flags & VRING_DESC_F_WRITE == 0 { &mut *readable } else { &mut *writable };
+            self.map(descriptor, 0, pieces)
+        })
+    }
+
     /// On an error `pieces` is as it was.
     fn one_direction(
         &self,

@@ -6,13 +6,14 @@
 //! by one, and stops them all for a mere pause of the machine: a stop is therefore no reset.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use virtio_queue::Queue;
 
 use super::{Memory, Ring};
 
 /// Tells the guest that used buffers wait: an eventfd under vhost-user, an interrupt line in our own machine.
-pub trait Interrupt {
+pub trait Interrupt: Send {
     /// Raises the interrupt once.
     fn trigger(&self) -> io::Result<()>;
 }
@@ -33,6 +34,13 @@ pub trait Device {
 
     /// Replaces guest memory. Rings that no longer lie within it stop.
     fn set_memory(&mut self, memory: Memory);
+
+    /// Offers the descriptor on which kicks of ring `index` come, before the ring is started. A device with threads
+    /// of its own answers true and waits there itself, until [`stop_ring`](Self::stop_ring); the others are called.
+    fn watch_kicks(&mut self, index: usize, kick: Option<BorrowedFd<'_>>) -> bool {
+        let _ = (index, kick);
+        false
+    }
 
     /// Hands ring `index` to the device.
     fn start_ring(&mut self, index: usize, ring: Ring);

@@ -4,6 +4,8 @@
 
 mod chain;
 mod device;
+#[cfg(target_os = "linux")]
+pub mod fs;
 mod ring;
 pub mod vsock;
 
