@@ -286,6 +286,7 @@ fn write_failed(error: io::Error) -> ConnectionError {
 mod tests {
     use super::*;
     use hospes_protocol::frame;
+    use hospes_protocol::limits::DATA_LEN;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
@@ -303,12 +304,12 @@ mod tests {
             peer.read_to_end(&mut all).unwrap();
             all
         });
-        let bytes = vec![7u8; 256 * 1024];
+        let bytes = vec![7u8; DATA_LEN as usize];
         let mut expected = Vec::new();
         for channel in 0..20 {
             frame::put(FrameId::CREDIT, &5u32, connection.queue());
             frame::put(FrameId::CREDIT, &5u32, &mut expected);
-            let header = Header { id: FrameId::DATA, channel, len: 256 * 1024 };
+            let header = Header { id: FrameId::DATA, channel, len: DATA_LEN };
             connection.send_data(header, &bytes).unwrap();
             frame::put_raw(FrameId::DATA, channel, &bytes, &mut expected);
         }
@@ -319,9 +320,9 @@ mod tests {
     #[test]
     fn a_socket_that_takes_nothing_does_not_hold_us() {
         let (mut connection, _peer) = pair();
-        let header = Header { id: FrameId::DATA, channel: 0, len: 256 * 1024 };
+        let header = Header { id: FrameId::DATA, channel: 0, len: DATA_LEN };
         for _ in 0..8 {
-            connection.try_send_data(header, &[0; 256 * 1024]).unwrap();
+            connection.try_send_data(header, &[0; DATA_LEN as usize]).unwrap();
         }
         assert!(connection.has_queued() && !connection.try_flush().unwrap());
         connection.set_deadline(Some(Instant::now() + Duration::from_millis(20)));

@@ -16,6 +16,7 @@ use hospes_protocol::frame::{self, FrameBuffer, FrameId};
 use hospes_protocol::handshake::{self, Entropy, Ready, SessionId, machine_digest};
 use hospes_protocol::info::{Info, Interface};
 use hospes_protocol::keys::SecretKey;
+use hospes_protocol::limits::{DATA_LEN, INITIAL_CREDIT};
 use hospes_protocol::process::{Kill, Killed, Process, Processes};
 use hospes_protocol::ticket::{Ticket, Window};
 use hospes_protocol::version::Capabilities;
@@ -452,8 +453,8 @@ impl Peer {
                 return self.send(&command.out);
             }
             "overrun" => {
-                for _ in 0..4 {
-                    frame::put_raw(FrameId::DATA, STDOUT, &vec![b'x'; 256 * 1024], &mut command.out);
+                for _ in 0..=INITIAL_CREDIT / DATA_LEN {
+                    frame::put_raw(FrameId::DATA, STDOUT, &vec![b'x'; DATA_LEN as usize], &mut command.out);
                 }
                 self.send(&command.out)?;
                 return self.drain();
