@@ -13,6 +13,9 @@
 //! offer it to another worker; from then on the worker does, and the daemon may die. The worker starts nothing
 //! before its acknowledgement is written, so no operation runs twice.
 //!
+//! An offer that is not taken for a while can be withdrawn ([`offer`]): shutdown(2) of the daemon's reading side makes
+//! the worker's acknowledgement fail from then on, and one that was written before is still there to be read.
+//!
 //! The request, the rest and the preamble travel as they are, behind a small encoded head: a request may be as long
 //! as the codec's decode limit, and copying it byte by byte through a codec buys nothing.
 #![expect(unsafe_code, reason = "descriptors arrive as numbers in a control message and are taken over")]
@@ -27,10 +30,11 @@ use hospes_protocol::keys::PublicKey;
 use hospes_protocol::limits::{HEADER_LEN, LARGE_MESSAGE_LEN, MESSAGE_LEN};
 use hospes_protocol::version::Capabilities;
 use nix::cmsg_space;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, recvmsg, sendmsg, shutdown};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout_at};
 
 /// Bytes of the request's payload: the largest message there is.
 pub const REQUEST_LEN: usize = LARGE_MESSAGE_LEN as usize;
@@ -139,13 +143,65 @@ impl HandoffError {
 /// # Errors
 /// [`HandoffError`]; the connection is untouched.
 pub async fn send(socket: &Path, connection: BorrowedFd<'_>, handoff: &Handoff) -> Result<(), HandoffError> {
-    let head = encode_head(handoff)?;
-    let stream = connect(socket).await.map_err(|source| match source.kind() {
+    deliver(&dial(socket).await?, connection, handoff).await
+}
+
+/// What became of an offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// As after [`send`].
+    Taken,
+    /// Nobody took it in time, and nobody will: the connection is untouched.
+    Withdrawn,
+}
+
+/// As [`send`], but withdrawn where the worker has not taken it within `patience`.
+///
+/// # Errors
+/// As [`send`].
+pub async fn offer(
+    socket: &Path,
+    connection: BorrowedFd<'_>,
+    handoff: &Handoff,
+    patience: Duration,
+) -> Result<Offer, HandoffError> {
+    let end = Instant::now() + patience;
+    let Ok(dialled) = timeout_at(end, dial(socket)).await else { return Ok(Offer::Withdrawn) };
+    let stream = dialled?;
+    match timeout_at(end, deliver(&stream, connection, handoff)).await {
+        Ok(sent) => sent.map(|()| Offer::Taken),
+        Err(_) => withdraw(&stream),
+    }
+}
+
+/// Ends an offer, unless its acknowledgement has just been written.
+fn withdraw(stream: &UnixStream) -> Result<Offer, HandoffError> {
+    let failed = |source: nix::Error| HandoffError::Io { act: "withdraw the handoff", source: source.into() };
+    shutdown(stream.as_raw_fd(), Shutdown::Read).map_err(failed)?;
+    let mut answer = [0];
+    // From here on nothing more arrives, so this does not wait.
+    match (nix::unistd::read(stream, &mut answer).map_err(failed)?, answer[0]) {
+        (0, _) => Ok(Offer::Withdrawn),
+        (_, TAKEN) => Ok(Offer::Taken),
+        _ => Err(HandoffError::Refused),
+    }
+}
+
+async fn dial(socket: &Path) -> Result<UnixStream, HandoffError> {
+    connect(socket).await.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             HandoffError::NoSocket { path: socket.to_owned(), source }
         }
         _ => HandoffError::Io { act: "connect to the worker", source },
-    })?;
+    })
+}
+
+async fn deliver(
+    stream: &UnixStream,
+    connection: BorrowedFd<'_>,
+    handoff: &Handoff,
+) -> Result<(), HandoffError> {
+    let head = encode_head(handoff)?;
     let mut parts = [
         IoSlice::new(&head),
         IoSlice::new(&handoff.request),
@@ -396,6 +452,45 @@ mod tests {
             });
             let refused = refused.unwrap_err();
             assert!(matches!(refused, HandoffError::Refused) && !refused.may_retry(), "{refused}");
+        });
+    }
+
+    #[test]
+    fn an_offer_that_nobody_takes_in_time_is_nobodys_afterwards() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.sock");
+        let (_ours, theirs) = StdStream::pair().unwrap();
+        let moment = Duration::from_millis(30);
+        runtime().block_on(async {
+            let listener = UnixListener::bind(&path).unwrap();
+            // One that fits into the socket, and one of which most is still to be sent.
+            for len in [1, REQUEST_LEN] {
+                let sent = handoff(len, 1);
+                let offered = offer(&path, theirs.as_fd(), &sent, moment).await.unwrap();
+                assert_eq!(offered, Offer::Withdrawn);
+                let (stream, _) = listener.accept().await.unwrap();
+                let taken = receive(&stream).await;
+                assert!(taken.is_err(), "it runs, and would run twice");
+            }
+            let sent = handoff(1, 1);
+            let (offered, taken) =
+                tokio::join!(offer(&path, theirs.as_fd(), &sent, Duration::from_secs(60)), async {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    receive(&stream).await
+                });
+            assert_eq!((offered.unwrap(), taken.unwrap().1), (Offer::Taken, sent));
+        });
+    }
+
+    #[test]
+    fn an_acknowledgement_that_crosses_the_withdrawal_counts() {
+        let (ours, theirs) = StdStream::pair().unwrap();
+        runtime().block_on(async {
+            ours.set_nonblocking(true).unwrap();
+            let ours = UnixStream::from_std(ours).unwrap();
+            (&theirs).write_all(&[TAKEN]).unwrap();
+            assert_eq!(withdraw(&ours).unwrap(), Offer::Taken);
+            assert!((&theirs).write_all(&[TAKEN]).is_err(), "one that comes later does not arrive");
         });
     }
 

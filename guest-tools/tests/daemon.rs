@@ -3,6 +3,8 @@
 #[path = "daemon/harness.rs"]
 mod harness;
 
+use std::os::unix::fs::PermissionsExt;
+
 use hospes_protocol::control::{Answer, Ask, Event};
 use hospes_protocol::error::ErrorKind;
 use hospes_protocol::exec::{Exec, STDIN, Stdin};
@@ -10,6 +12,8 @@ use hospes_protocol::frame::{self, FrameId, Header};
 use hospes_protocol::limits::{DATA_LEN, LARGE_MESSAGE_LEN};
 use hospes_protocol::process::Ps;
 use hospes_protocol::version::Capabilities;
+
+use nix::sys::signal::{Signal, kill};
 
 use harness::{Connection, Guest, Outcome, command, host_key, myself, outcome, until};
 
@@ -154,7 +158,7 @@ fn a_daemon_that_is_told_to_stop_says_so_to_its_sessions() {
     let mut control = guest.control(1);
     let status = guest.status(|status| status["sessions"].as_array().is_some_and(|list| list.len() == 1));
     let pid = i32::try_from(status["pid"].as_i64().unwrap()).unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
+    kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).unwrap();
     assert!(matches!(control.event(), Event::Stopping(_)));
     assert!(control.connection.frame().is_none());
     guest.status(|status| status["state"] == "stopped");
@@ -325,12 +329,65 @@ fn each_command_has_an_audit_line_that_no_terminal_obeys() {
     assert!(!log.contains('\x1b'));
 }
 
+/// A host waits ten seconds for a guest's proof, and a user's first session may take longer.
+#[test]
+fn the_proof_does_not_wait_for_a_session_that_begins_slowly() {
+    let script = tempfile::tempdir().unwrap();
+    let (program, go) = (script.path().join("slow"), script.path().join("go"));
+    let worker = env!("CARGO_BIN_EXE_hospes-session");
+    let text =
+        format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.05; done\nexec {worker} \"$@\"\n", go.display());
+    std::fs::write(&program, text).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let guest = Guest::start_with("", &["--worker-command", program.to_str().unwrap()]);
+    // With a ticket and with a handshake alone, the first of which starts the worker, and both of which it serves.
+    let mut control = guest.control(1);
+    let mut ticket = control.open(&guest, FrameId::EXEC, &command(&["echo", "one"]));
+    let mut alone = guest.connect();
+    alone.prove(1, |out| frame::put(FrameId::EXEC, &command(&["echo", "two"]), out));
+    alone.ready();
+    assert!(ticket.is_silent() && alone.is_silent(), "the worker cannot have started");
+    std::fs::write(&go, "").unwrap();
+    assert_eq!((outcome(ticket).stdout, outcome(alone).stdout), (b"one\n".to_vec(), b"two\n".to_vec()));
+}
+
+#[test]
+fn a_worker_that_takes_its_time_runs_a_command_once() {
+    let guest = Guest::start("");
+    let mut control = guest.control(1);
+    assert_eq!(outcome(control.open(&guest, FrameId::EXEC, &command(&["true"]))).code, 0);
+    let worker = guest.worker();
+    kill(worker, Signal::SIGSTOP).unwrap();
+    let count = guest.path("count");
+    let script = format!("echo once >>{}", count.display());
+    // Opened while the worker stands still: the guest's proof is there, and the command is not.
+    let connection = control.open(&guest, FrameId::EXEC, &command(&["sh", "-c", &script]));
+    assert!(!count.exists());
+    kill(worker, Signal::SIGCONT).unwrap();
+    assert_eq!(outcome(connection).code, 0);
+    assert_eq!(outcome(control.open(&guest, FrameId::EXEC, &command(&["true"]))).code, 0);
+    assert_eq!(std::fs::read_to_string(count).unwrap(), "once\n");
+}
+
+#[test]
+fn a_session_that_does_not_begin_is_an_error_behind_the_proof() {
+    let guest = Guest::start_with("", &["--worker-command", "/nonexistent/worker"]);
+    let mut control = guest.control(1);
+    let mut connection = control.open(&guest, FrameId::EXEC, &command(&["true"]));
+    let refusal = connection.refused();
+    assert_eq!(refusal.kind, ErrorKind::SESSION);
+    assert!(refusal.message.contains("/nonexistent/worker") && refusal.hint.contains("systemctl status"));
+}
+
 #[test]
 fn commands_go_on_when_the_daemon_is_killed() {
     let mut guest = Guest::start("");
     let mut control = guest.control(1);
-    let exec = Exec { stdin: Stdin::STREAM, ..command(&["sh", "-c", "read line; echo got $line"]) };
+    let begun = guest.path("begun");
+    let script = format!("touch {}; read line; echo got $line", begun.display());
+    let exec = Exec { stdin: Stdin::STREAM, ..command(&["sh", "-c", &script]) };
     let mut connection = control.open(&guest, FrameId::EXEC, &exec);
+    until("the command has begun", || begun.exists().then_some(()));
     guest.kill();
     let mut out = Vec::new();
     frame::put_raw(FrameId::DATA, STDIN, b"word\n", &mut out);

@@ -7,10 +7,10 @@
 //! TICKET ───────────── session known? ───┘                      └─ EXEC, PS … ─ verb, user allowed? ─ worker
 //! ```
 //! The answer that is due (READY or OPENED) is kept back until it is known what follows, so that it leaves in the same
-//! packet as what follows: the worker's first frame, or our refusal.
+//! packet as what follows: the worker's first frame, or our refusal. Only where a worker has to be started first does
+//! it go ahead.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,7 +126,7 @@ pub(super) async fn serve(daemon: &Arc<Daemon>, stream: Stream, peer: Peer, plac
             }
         }
         Ok(Purpose::Operation { verb, id, payload, host }) => {
-            let handoff = Handoff {
+            let mut handoff = Handoff {
                 request_id: id.0,
                 request: payload,
                 rest: buffer.rest().to_vec(),
@@ -134,7 +134,7 @@ pub(super) async fn serve(daemon: &Arc<Daemon>, stream: Stream, peer: Peer, plac
                 host: host.key,
                 capabilities: host.capabilities,
             };
-            match operate(daemon, &stream, verb, &handoff).await {
+            match operate(daemon, &stream, verb, &mut handoff).await {
                 Ok(()) => return,
                 Err(error) => {
                     due = handoff.preamble;
@@ -163,7 +163,12 @@ async fn part(stream: &Stream, last: &[u8]) -> io::Result<()> {
 }
 
 /// Checks an operation against the policy, writes its audit line, and gives the connection to the user's worker.
-async fn operate(daemon: &Daemon, stream: &Stream, verb: Verb, handoff: &Handoff) -> Result<(), WireError> {
+async fn operate(
+    daemon: &Daemon,
+    stream: &Stream,
+    verb: Verb,
+    handoff: &mut Handoff,
+) -> Result<(), WireError> {
     let config = daemon.config();
     if !config.verbs.allows(verb) {
         let message = format!("The guest's policy does not allow {verb}");
@@ -173,7 +178,7 @@ async fn operate(daemon: &Daemon, stream: &Stream, verb: Verb, handoff: &Handoff
     let request = Request::decode(verb, FrameId(handoff.request_id), &handoff.request)?;
     let account = users::resolve(&request.user, &config.users).await?;
     audit::allowed(&handoff.host, verb, &account.name, &request.subject);
-    daemon.workers.hand_over(&account, stream.as_fd(), handoff).await
+    daemon.workers.hand_over(&account, stream, handoff).await
 }
 
 struct Greeting<'a> {

@@ -1,22 +1,26 @@
 //! The users' workers: found by their socket, started by systemd, given connections.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use hospes_protocol::error::{ErrorKind, WireError};
-use tokio::time;
+use tokio::time::{self, Instant};
 
 use super::systemd::{self, Started};
+use super::transport::Stream;
 use super::users::Account;
-use crate::handoff::{self, Handoff, HandoffError};
+use crate::handoff::{self, Handoff, HandoffError, Offer};
 use crate::watch::Watcher;
 
 /// How long a session may take to begin: PAM modules may ask the network.
 const START: Duration = Duration::from_secs(60);
+
+/// How long a worker that runs may take for a connection, before the host is told that it is under way.
+const PROMPT: Duration = Duration::from_secs(1);
 
 /// How workers are started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,15 +65,17 @@ impl Workers {
         Self { run, starter }
     }
 
-    /// Gives a connection to the user's worker, which is started if it must be.
+    /// Gives a connection to the user's worker, which is started if it must be. Where that takes a while the host gets
+    /// the handoff's preamble first: its patience ends with our proof, and a session may take longer to begin.
     ///
     /// # Errors
-    /// `SESSION` where there is no worker to be had, `TIMED_OUT` where it took too long. The connection is still ours.
-    pub async fn hand_over(
+    /// `SESSION` where there is no worker to be had, `TIMED_OUT` where it took too long. The connection is still ours,
+    /// and what is left of the preamble is due on it.
+    pub(super) async fn hand_over(
         &self,
         account: &Account,
-        connection: BorrowedFd<'_>,
-        handoff: &Handoff,
+        connection: &Stream,
+        handoff: &mut Handoff,
     ) -> Result<(), WireError> {
         let name = &account.name;
         let failed = |error: &dyn std::fmt::Display| {
@@ -77,33 +83,49 @@ impl Workers {
             WireError::new(ErrorKind::SESSION, format!("The session of {name} could not be started: {error}"))
                 .hint(format!("In the guest: systemctl status hospes-session@{}.service", account.uid))
         };
-        let attempt = self.attempt(account, connection, handoff);
-        match time::timeout(START, attempt).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(failed(&error)),
-            Err(_) => {
+        match self.attempt(account, connection, handoff).await {
+            Ok(()) => Ok(()),
+            Err(Attempt::Late) => {
                 let message =
                     format!("The session of {name} did not begin within {} seconds", START.as_secs());
                 Err(WireError::new(ErrorKind::TIMED_OUT, message)
                     .hint(format!("In the guest: systemctl status hospes-session@{}.service", account.uid)))
             }
+            Err(error) => Err(failed(&error)),
         }
     }
 
     async fn attempt(
         &self,
         account: &Account,
-        connection: BorrowedFd<'_>,
-        handoff: &Handoff,
+        connection: &Stream,
+        handoff: &mut Handoff,
     ) -> Result<(), Attempt> {
         let socket = self.run.join("session").join(format!("{}.sock", account.uid));
-        match handoff::send(&socket, connection, handoff).await {
+        let start = match handoff::offer(&socket, connection.as_fd(), handoff, PROMPT).await {
+            Ok(Offer::Taken) => return Ok(()),
+            // systemd is starting one, or it is busy.
+            Ok(Offer::Withdrawn) => false,
             // A worker that ended in between: systemd holds its socket and starts another for who waits there.
-            Err(HandoffError::Died) => {}
-            Err(HandoffError::NoSocket { .. }) => self.start(account, &socket).await?,
-            sent => return Ok(sent?),
+            Err(HandoffError::Died) => false,
+            Err(HandoffError::NoSocket { .. }) => true,
+            Err(error) => return Err(error.into()),
+        };
+        let end = Instant::now() + START;
+        let late = |_| Attempt::Late;
+        let preamble = std::mem::take(&mut handoff.preamble);
+        time::timeout_at(end, connection.write_all(&preamble))
+            .await
+            .map_err(late)?
+            .map_err(Attempt::Preamble)?;
+        if start {
+            time::timeout_at(end, self.start(account, &socket)).await.map_err(late)??;
         }
-        Ok(handoff::send(&socket, connection, handoff).await?)
+        let left = end.saturating_duration_since(Instant::now());
+        match handoff::offer(&socket, connection.as_fd(), handoff, left).await? {
+            Offer::Taken => Ok(()),
+            Offer::Withdrawn => Err(Attempt::Late),
+        }
     }
 
     async fn start(&self, account: &Account, socket: &Path) -> Result<(), StartError> {
@@ -151,6 +173,11 @@ impl<'a> Appears<'a> {
 
 #[derive(Debug, thiserror::Error)]
 enum Attempt {
+    /// The session did not begin in [`START`].
+    #[error("The session did not begin in time")]
+    Late,
+    #[error("The host takes no answer: {0}")]
+    Preamble(io::Error),
     #[error(transparent)]
     Handoff(#[from] HandoffError),
     #[error(transparent)]

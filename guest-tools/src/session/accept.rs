@@ -13,7 +13,7 @@ use tokio::time;
 use super::{Busy, Worker, dispatch};
 use crate::connection::Connection;
 use crate::exec::environment::Account;
-use crate::handoff;
+use crate::handoff::{self, HandoffError};
 use crate::sys::listener::{self, Source};
 use crate::sys::signals::{self, Signals, Told};
 
@@ -129,6 +129,8 @@ async fn take_over(worker: Rc<Worker>, _busy: Busy, stream: UnixStream, own_user
     }
     let (fd, mut handoff) = match time::timeout(HANDOFF, handoff::receive(&stream)).await {
         Ok(Ok(taken)) => taken,
+        // Its daemon has offered it anew, or died.
+        Ok(Err(HandoffError::Died)) => return tracing::debug!("A connection was withdrawn"),
         Ok(Err(error)) => return tracing::warn!("A connection was not taken over: {error}"),
         Err(_) => return tracing::warn!("A connection was not handed over in time"),
     };

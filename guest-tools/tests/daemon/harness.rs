@@ -131,6 +131,13 @@ impl Guest {
             .unwrap()
     }
 
+    /// The worker that was started last.
+    pub(crate) fn worker(&self) -> nix::unistd::Pid {
+        let log = self.log();
+        let mut started = log.lines().filter_map(|line| line.split_once("Started a worker, process "));
+        nix::unistd::Pid::from_raw(started.next_back().unwrap().1.trim().parse().unwrap())
+    }
+
     /// Ends the workers that outlived their daemons, by the process ids in the log.
     fn kill_workers(&self) {
         let log = self.log();
@@ -246,6 +253,15 @@ impl Connection {
                 Err(error) => panic!("no frame: {error}"),
             }
         }
+    }
+
+    /// Whether nothing has arrived that was not taken yet.
+    pub(crate) fn is_silent(&mut self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let silent = self.buffer.is_empty()
+            && self.stream.read(self.buffer.space()).is_err_and(|e| e.kind() == IoErrorKind::WouldBlock);
+        self.stream.set_nonblocking(false).unwrap();
+        silent
     }
 
     /// The next frame, which must be of this kind.
