@@ -4,12 +4,16 @@
 //! counts. What Hospes takes beyond it is the price of those.
 //!
 //! ```text
-//! spawn PROGRAM [ARG …]   run it, all streams on /dev/null; the exit status comes back as one byte
-//! pipe PROGRAM [ARG …]    run it with the connection as its stdin and stdout
-//! source BYTES WRITE      send so many bytes in writes of that size
-//! sink BYTES              read so many bytes, then send one byte
-//! echo                    send everything back
+//! spawn PROGRAM [ARG …]      run it, all streams on /dev/null; the exit status comes back as one byte
+//! pipe PROGRAM [ARG …]       run it with the connection as its stdin and stdout
+//! source BYTES WRITE         send so many bytes in writes of that size
+//! sink BYTES                 read so many bytes, then send one byte
+//! piped-source BYTES WRITE   the same from another process, through a pipe
+//! piped-sink BYTES           the same to another process, through a pipe
+//! echo                       send everything back
 //! ```
+//!
+//! `floor --source BYTES WRITE` and `floor --sink` do the same on stdout and stdin, for whoever carries those.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -18,10 +22,14 @@ use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, listen, socket,
 };
 use std::os::fd::{AsRawFd, FromRawFd};
+
+/// Bytes of a read.
+const BUFFER: usize = 256 << 10;
 
 fn main() -> ExitCode {
     match serve() {
@@ -34,7 +42,17 @@ fn main() -> ExitCode {
 }
 
 fn serve() -> Result<()> {
-    let port = std::env::args().nth(1).context("usage: floor PORT")?.parse()?;
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["--source", bytes, write] => source(&mut std::io::stdout(), bytes.parse()?, write.parse()?),
+        ["--sink"] => drain(&mut std::io::stdin()).map(drop),
+        [port] => listen_on(port.parse()?),
+        _ => bail!("usage: floor PORT | --source BYTES WRITE | --sink"),
+    }
+}
+
+fn listen_on(port: u32) -> Result<()> {
     let listener = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     bind(listener.as_raw_fd(), &VsockAddr::new(libc_any(), port))?;
     listen(&listener, Backlog::MAXCONN)?;
@@ -81,23 +99,27 @@ fn answer(mut connection: File) -> Result<()> {
                 bail!("{line}: {status}");
             }
         }
-        ["source", bytes, write] => {
-            let (mut left, buffer) = (bytes.parse::<usize>()?, vec![0x5a; write.parse()?]);
-            while left > 0 {
-                let n = left.min(buffer.len());
-                connection.write_all(buffer.get(..n).unwrap_or_default())?;
-                left -= n;
-            }
-        }
+        ["source", bytes, write] => source(&mut connection, bytes.parse()?, write.parse()?)?,
         ["sink", bytes] => {
-            let (mut left, mut buffer) = (bytes.parse::<usize>()?, vec![0; 256 << 10]);
-            while left > 0 {
-                let n = connection.read(&mut buffer)?;
-                if n == 0 {
-                    bail!("The stream ended {left} bytes early");
-                }
-                left = left.saturating_sub(n);
-            }
+            carry(&mut connection, &mut std::io::sink(), bytes.parse()?)?;
+            connection.write_all(&[0])?;
+        }
+        ["piped-source", bytes, write] => {
+            widen(&connection);
+            let mut child = itself(&["--source", bytes, write]).stdout(Stdio::piped()).spawn()?;
+            let mut pipe = child.stdout.take().context("stdout is a pipe")?;
+            fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(1 << 20))?;
+            carry(&mut pipe, &mut connection, bytes.parse()?)?;
+            child.wait()?;
+        }
+        ["piped-sink", bytes] => {
+            widen(&connection);
+            let mut child = itself(&["--sink"]).stdin(Stdio::piped()).spawn()?;
+            let mut pipe = child.stdin.take().context("stdin is a pipe")?;
+            fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(1 << 20))?;
+            carry(&mut connection, &mut pipe, bytes.parse()?)?;
+            drop(pipe);
+            child.wait()?;
             connection.write_all(&[0])?;
         }
         ["echo"] => {
@@ -113,6 +135,58 @@ fn answer(mut connection: File) -> Result<()> {
         _ => bail!("No such order: {line}"),
     }
     Ok(())
+}
+
+/// This program once more.
+fn itself(words: &[&str]) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(words);
+    command
+}
+
+fn source(to: &mut impl Write, bytes: usize, write: usize) -> Result<()> {
+    let (mut left, buffer) = (bytes, vec![0x5a; write]);
+    while left > 0 {
+        let n = left.min(buffer.len());
+        to.write_all(buffer.get(..n).unwrap_or_default())?;
+        left -= n;
+    }
+    Ok(())
+}
+
+fn carry(from: &mut impl Read, to: &mut impl Write, bytes: usize) -> Result<()> {
+    let (mut left, mut buffer) = (bytes, vec![0; BUFFER]);
+    while left > 0 {
+        let n = from.read(&mut buffer)?;
+        if n == 0 {
+            bail!("The stream ended {left} bytes early");
+        }
+        to.write_all(buffer.get(..n).unwrap_or_default())?;
+        left = left.saturating_sub(n);
+    }
+    Ok(())
+}
+
+fn drain(from: &mut impl Read) -> Result<usize> {
+    let (mut total, mut buffer) = (0, vec![0; BUFFER]);
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(total),
+            n => total += n,
+        }
+    }
+}
+
+/// Gives a connection the buffer that Hospes gives its own in a long stream.
+#[expect(unsafe_code, reason = "no crate has these options, whose values are 64 bits wide")]
+fn widen(connection: &File) {
+    let bytes: u64 = 1 << 20;
+    // SO_VM_SOCKETS_BUFFER_MAX_SIZE and SO_VM_SOCKETS_BUFFER_SIZE of linux/vm_sockets.h.
+    for option in [2, 0] {
+        let value = (&raw const bytes).cast();
+        // SAFETY: the value outlives the call and is as long as the call is told.
+        unsafe { nix::libc::setsockopt(connection.as_raw_fd(), nix::libc::AF_VSOCK, option, value, 8) };
+    }
 }
 
 /// Byte by byte: what follows the line is the program's.

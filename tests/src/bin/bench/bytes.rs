@@ -7,13 +7,14 @@ use std::process::Stdio;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use crate::rig::{Rig, run, seconds};
+use crate::rig::{FLOOR, Rig, run, seconds};
 use crate::row::{Row, median};
 
 const ROUNDS: usize = 3;
 const MIB: usize = 1 << 20;
 /// The floor's writes: the best of them is the bare stream.
-const WRITES: [usize; 4] = [4 << 10, 16 << 10, 64 << 10, 256 << 10];
+const WRITES: [usize; 4] = [4 << 10, 16 << 10, 64 << 10, BEST_WRITE];
+const BEST_WRITE: usize = 256 << 10;
 
 /// MiB in each measurement; `BENCH_MIB` changes it.
 fn size() -> usize {
@@ -29,54 +30,67 @@ fn rate(seconds: f64) -> f64 {
     size() as f64 / seconds
 }
 
+/// What a command writes, beside the same program writing into the connection itself, and into a pipe that the least of
+/// servers carries: the pipe is what a command's output goes through, whoever runs it.
 fn stdout(rig: &Rig) -> Result<Row> {
     let bytes = size() * MIB;
-    let (mut ours, mut floors) = (Vec::new(), [const { Vec::new() }; WRITES.len()]);
+    let drained = |order: &str| {
+        seconds(|| {
+            let mut floor = rig.floor(order)?;
+            ensure!(drain(&mut floor.0)? == bytes, "The floor's stream is short");
+            Ok(())
+        })
+    };
+    let (mut ours, mut piped, mut floors) = (Vec::new(), Vec::new(), [const { Vec::new() }; WRITES.len()]);
+    let write = BEST_WRITE.to_string();
     for _ in 0..ROUNDS {
         ours.push(rate(seconds(|| {
-            rig.hospes(&["exec", "dev", "--", "head", "-c", &bytes.to_string(), "/dev/zero"])
+            rig.hospes(&["exec", "dev", "--", FLOOR, "--source", &bytes.to_string(), &write])
         })?));
+        piped.push(rate(drained(&format!("piped-source {bytes} {write}\n"))?));
         for (write, samples) in WRITES.iter().zip(&mut floors) {
-            samples.push(rate(seconds(|| {
-                let mut floor = rig.floor(&format!("source {bytes} {write}\n"))?;
-                ensure!(drain(&mut floor.0)? == bytes, "The floor's stream is short");
-                Ok(())
-            })?));
+            samples.push(rate(drained(&format!("source {bytes} {write}\n"))?));
         }
     }
-    let (ours_, bare) = (median(&ours), best(&floors));
-    Ok(Row::new("bytes", format!("{} MiB through exec's stdout", size()), "MiB/s", ours_)
-        .floor(bare)
-        .at_least(0.8, "bare vsock", bare)
-        .raw(json!({ "hospes": ours, "bare by write size": floors })))
+    Ok(through_exec("stdout", &ours, &piped, &floors))
 }
 
+/// What a command reads, beside the same as in [`stdout`].
 fn stdin(rig: &Rig) -> Result<Row> {
     let bytes = size() * MIB;
-    let (mut ours, mut floors) = (Vec::new(), [const { Vec::new() }; WRITES.len()]);
+    let poured = |order: &str, write: usize| {
+        seconds(|| {
+            let mut floor = rig.floor(order)?;
+            pour(&mut floor.0, bytes, write)?;
+            floor.read_byte().map(drop)
+        })
+    };
+    let (mut ours, mut piped, mut floors) = (Vec::new(), Vec::new(), [const { Vec::new() }; WRITES.len()]);
     for _ in 0..ROUNDS {
         ours.push(rate(seconds(|| {
-            let words = ["exec", "-i", "dev", "--", "sh", "-c", "cat >/dev/null"];
+            let words = ["exec", "-i", "dev", "--", FLOOR, "--sink"];
             let mut child = rig.host.command(&words).stdin(Stdio::piped()).spawn()?;
             let mut pipe = child.stdin.take().context("stdin is a pipe")?;
-            pour(&mut pipe, bytes, 256 << 10)?;
+            pour(&mut pipe, bytes, BEST_WRITE)?;
             drop(pipe);
             ensure!(child.wait()?.success(), "hospes exec -i failed");
             Ok(())
         })?));
+        piped.push(rate(poured(&format!("piped-sink {bytes}\n"), BEST_WRITE)?));
         for (write, samples) in WRITES.iter().zip(&mut floors) {
-            samples.push(rate(seconds(|| {
-                let mut floor = rig.floor(&format!("sink {bytes}\n"))?;
-                pour(&mut floor.0, bytes, *write)?;
-                floor.read_byte().map(drop)
-            })?));
+            samples.push(rate(poured(&format!("sink {bytes}\n"), *write)?));
         }
     }
-    let (ours_, bare) = (median(&ours), best(&floors));
-    Ok(Row::new("bytes", format!("{} MiB through exec's stdin", size()), "MiB/s", ours_)
+    Ok(through_exec("stdin", &ours, &piped, &floors))
+}
+
+fn through_exec(stream: &str, ours: &[f64], piped: &[f64], floors: &[Vec<f64>; WRITES.len()]) -> Row {
+    let bare = best(floors);
+    Row::new("bytes", format!("{} MiB through exec's {stream}", size()), "MiB/s", median(ours))
+        .peer("a pipe over bare vsock", median(piped))
         .floor(bare)
         .at_least(0.8, "bare vsock", bare)
-        .raw(json!({ "hospes": ours, "bare by write size": floors })))
+        .raw(json!({ "hospes": ours, "pipe": piped, "bare by write size": floors }))
 }
 
 /// One file, host to guest, into memory: the disk is nobody's merit.

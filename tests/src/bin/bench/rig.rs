@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use integration_tests::{Guest, GuestSpec, Host, Lab};
 
+/// The floor's program in the guest.
+pub(crate) const FLOOR: &str = "/usr/local/bin/floor";
 /// The floor's vsock port in the guest.
 const FLOOR_PORT: u32 = 5000;
 
@@ -31,8 +33,8 @@ impl Rig {
         guest.install(&[Lab::package()?])?;
         guest.wait_until("systemctl is-active hospes-toolsd", Duration::from_secs(60))?;
         let floor = fs::read(Lab::guest_program("floor")?)?;
-        guest.put("/usr/local/bin/floor", 0o755, &floor)?;
-        guest.check(&format!("systemd-run --quiet --unit=floor /usr/local/bin/floor {FLOOR_PORT}"))?;
+        guest.put(FLOOR, 0o755, &floor)?;
+        guest.check(&format!("systemd-run --quiet --unit=floor {FLOOR} {FLOOR_PORT}"))?;
         guest.check("systemctl start qemu-guest-agent")?;
         let mut host = Host::new()?;
         host.add("dev", &guest)?;
