@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 
-use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter};
 use hospes_protocol::exec::{Exec, Host, HostStep, STDOUT};
 use hospes_protocol::frame::{self, FrameId};
 
@@ -26,18 +26,20 @@ pub fn vms() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| names(current, ""))
 }
 
-/// Completes paths in the guest of `HOSPES_VM`, or of `VM:` in front of the path.
+/// Completes what hospes cp takes: `VM:PATH` with the guest's paths, `:PATH` with those of the guest of `HOSPES_VM`, and
+/// paths here.
 #[must_use]
-pub fn guest_paths() -> ArgValueCompleter {
+pub fn paths() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| {
         let Some(text) = current.to_str() else { return Vec::new() };
         match text.split_once(':') {
-            Some((vm, path)) => paths(vm, path, &format!("{vm}:")),
-            None => {
+            Some(("", path)) => {
+                std::env::var(VARIABLE).map_or_else(|_| Vec::new(), |vm| guest_paths(&vm, path, ":"))
+            }
+            Some((vm, path)) if !vm.contains('/') => guest_paths(vm, path, &format!("{vm}:")),
+            _ => {
                 let mut found = names(current, ":");
-                if let Some(vm) = std::env::var(VARIABLE).ok().filter(|_| text.starts_with('/')) {
-                    found.extend(paths(&vm, text, ""));
-                }
+                found.extend(PathCompleter::any().complete(current));
                 found
             }
         }
@@ -50,7 +52,7 @@ pub fn paths_in_vm() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| {
         let vm = first_word().or_else(|| std::env::var(VARIABLE).ok());
         match (vm, current.to_str()) {
-            (Some(vm), Some(path)) => paths(&vm, path, ""),
+            (Some(vm), Some(path)) => guest_paths(&vm, path, ""),
             _ => Vec::new(),
         }
     })
@@ -71,7 +73,7 @@ fn names(current: &OsStr, suffix: &str) -> Vec<CompletionCandidate> {
     matching.map(|name| CompletionCandidate::new(format!("{name}{suffix}"))).collect()
 }
 
-fn paths(vm: &str, path: &str, prefix: &str) -> Vec<CompletionCandidate> {
+fn guest_paths(vm: &str, path: &str, prefix: &str) -> Vec<CompletionCandidate> {
     let (dir, start) = path.rsplit_once('/').map_or(("", path), |(dir, start)| (&path[..=dir.len()], start));
     let client =
         vm.parse::<VmName>().ok().and_then(|name| Registry::open().ok()?.load(&name).ok()).map(Client::new);

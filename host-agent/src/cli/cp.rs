@@ -64,10 +64,10 @@ const SOME_FAILED: u8 = 1;
 #[command(verbatim_doc_comment)]
 pub struct Cp {
     /// What to copy: VM:PATH or a path here, or - for a tar archive on stdin
-    #[arg(required = true, value_name = "SOURCE")]
+    #[arg(required = true, value_name = "SOURCE", add = crate::cli::complete::paths())]
     sources: Vec<OsString>,
     /// Where to: VM:PATH or a path here, or - for a tar archive on stdout
-    #[arg(value_name = "TARGET")]
+    #[arg(value_name = "TARGET", add = crate::cli::complete::paths())]
     target: OsString,
     /// The guest user whose files they are [default: the VM's, or the guest's only human user]
     #[arg(short, long, value_name = "USER")]
