@@ -1,7 +1,7 @@
 # Hospes: every target does its own set-up on a fresh Debian 12 machine, as root or with sudo, and says what it does.
 
 .NOTPARALLEL:
-.PHONY: help setup lab build guest floor package packages test test-crates test-guest demo bench check fuzz torture guest-shell clean-lab
+.PHONY: help setup lab build guest floor package packages test test-crates test-guest demo bench check fuzz torture test-vsock guest-shell clean-lab
 
 # One clock for the whole run: every line of progress tells the time since it began.
 ifndef HOSPES_STARTED
@@ -17,6 +17,7 @@ help:
 	@echo 'make bench     what it costs, beside peers and floor, as a table and target/bench.json'
 	@echo 'make check     format, clippy, docs, licences'
 	@echo 'make fuzz      every decoder, coverage-guided'
+	@echo 'make test-vsock  the kernel'\''s own test of vsock, between two guests'
 	@echo 'make torture   200 random kills under running commands and copies'
 	@echo
 	@echo 'make setup     packages, a Rust toolchain where none is there, and what builds for the guest'
@@ -75,6 +76,11 @@ demo: setup lab build package
 bench: setup lab build floor package
 	@$(env) say 'Measuring'; \
 	cargo run --quiet --locked --profile lab -p integration-tests --bin bench
+
+test-vsock: setup lab build package
+	@$(env) program=$$(sh tests/lab/peers.sh vsock-test); \
+	say "Running the kernel's test of vsock, guest to guest"; \
+	cargo run --quiet --locked -p integration-tests --bin vsock_test -- "$$program"
 
 torture: setup lab build package
 	@$(env) say 'Killing at random'; \

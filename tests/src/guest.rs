@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::ops::Deref;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +34,7 @@ pub struct GuestSpec {
     cpus: u32,
     memory_mib: u32,
     cid: u64,
-    vsock: bool,
+    vsock: Vsock,
     folders: Option<Vec<String>>,
     ssh: bool,
     installed: Vec<PathBuf>,
@@ -52,7 +53,7 @@ impl GuestSpec {
             cpus: CPUS,
             memory_mib: MEMORY_MIB,
             cid: 42,
-            vsock: true,
+            vsock: Vsock::Own { program: None, sibling: None },
             folders: None,
             ssh: false,
             installed: Vec::new(),
@@ -87,8 +88,27 @@ impl GuestSpec {
 
     /// No vsock device.
     pub fn without_vsock(mut self) -> Self {
-        self.vsock = false;
+        self.vsock = Vsock::None;
         self
+    }
+
+    /// A vsock device served by this `vhost-device-vsock` instead, to be measured beside ours.
+    pub fn vsock_by(mut self, program: impl Into<PathBuf>) -> Self {
+        self.vsock = Vsock::Own { program: Some(program.into()), sibling: None };
+        self
+    }
+
+    /// The process that serves its vsock device serves another guest's too, of this address, and the two reach each
+    /// other. The other is made with [`sibling_of`](Self::sibling_of).
+    pub fn with_sibling(mut self, cid: u64) -> Self {
+        self.vsock = Vsock::Own { program: None, sibling: Some(cid) };
+        self
+    }
+
+    /// The sibling of a guest that was made [`with_sibling`](Self::with_sibling) of this address.
+    pub fn sibling_of(mut self, first: &Guest, cid: u64) -> Self {
+        self.vsock = Vsock::Siblings(first.path(""));
+        self.cid(cid)
     }
 
     /// A file system device served by `host-hv fs`, with these shares: `NAME=PATH`, as its option `--share` takes them.
@@ -122,6 +142,19 @@ impl GuestSpec {
     }
 }
 
+/// Who serves a guest's vsock device.
+#[derive(Clone, Debug)]
+enum Vsock {
+    None,
+    /// A process of its own: `host-hv`, or a peer's program.
+    Own {
+        program: Option<PathBuf>,
+        sibling: Option<u64>,
+    },
+    /// The process of the guest with this directory.
+    Siblings(PathBuf),
+}
+
 /// A running guest. Dropping it ends its processes and shows the end of its console, which the test runner
 /// keeps to itself unless the test failed.
 #[derive(Debug)]
@@ -151,8 +184,18 @@ impl Guest {
         let mut devices = Vec::new();
         let mut ssh_port = None;
         let mut vsock = None;
-        if spec.vsock {
-            vsock = Some(Mutex::new(start_vsock(spec.cid, &path)?));
+        match &spec.vsock {
+            Vsock::None => (),
+            Vsock::Own { program, sibling } => {
+                let device = start_vsock(program.as_deref(), spec.cid, *sibling, &path)?;
+                vsock = Some(Mutex::new(device));
+            }
+            Vsock::Siblings(of) => {
+                symlink(of.join(sibling_socket(spec.cid)), path.join("vsock.sock"))?;
+                symlink(of.join(sibling_uds(spec.cid)), path.join("vm.vsock"))?;
+            }
+        }
+        if !matches!(spec.vsock, Vsock::None) {
             devices.push(Device::Vsock);
         }
         let mut folders = None;
@@ -496,16 +539,39 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn start_vsock(cid: u64, directory: &Path) -> Result<Process> {
-    let words = ["vsock", "--socket", "vsock.sock", "--uds", "vm.vsock", "--cid", &cid.to_string()]
-        .map(str::to_owned);
-    let mut device = spawn(Lab::program("host-hv")?, &words, directory, &directory.join("vsock.log"))?;
+fn start_vsock(program: Option<&Path>, cid: u64, sibling: Option<u64>, directory: &Path) -> Result<Process> {
+    let cid = cid.to_string();
+    let (program, mut words) = match program {
+        None => {
+            let words = vec!["vsock", "--socket", "vsock.sock", "--uds", "vm.vsock", "--cid", &cid];
+            (Lab::program("host-hv")?, words)
+        }
+        Some(peer) => {
+            let words = vec!["--socket", "vsock.sock", "--uds-path", "vm.vsock", "--guest-cid", &cid];
+            (peer.to_owned(), words)
+        }
+    };
+    let sibling =
+        sibling.map(|cid| format!("cid={cid},socket={},uds={}", sibling_socket(cid), sibling_uds(cid)));
+    if let Some(sibling) = &sibling {
+        words.extend(["--sibling", sibling]);
+    }
+    let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+    let mut device = spawn(program, &words, directory, &directory.join("vsock.log"))?;
     let socket = directory.join("vsock.sock");
     Deadline::after(START).poll("the vsock device's socket", || {
         device.expect_alive()?;
         Ok(socket.exists().then_some(()))
     })?;
     Ok(device)
+}
+
+fn sibling_socket(cid: u64) -> String {
+    format!("vsock-{cid}.sock")
+}
+
+fn sibling_uds(cid: u64) -> String {
+    format!("vm-{cid}.vsock")
 }
 
 fn start_folders(shares: &[String], directory: &Path) -> Result<Process> {
