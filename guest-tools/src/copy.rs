@@ -36,17 +36,44 @@ const COPIES: usize = 64;
 /// How long a copy may take to tell its host that the session ends.
 const STOPPING: Duration = Duration::from_secs(2);
 
-thread_local! {
-    /// The worker's copies under way, parked ones too.
-    static COPYING: RefCell<HashMap<CopyId, Copying>> = RefCell::default();
-}
+/// A worker's copies under way, parked ones too.
+#[derive(Debug, Default)]
+pub(crate) struct Copies(RefCell<HashMap<CopyId, Copying>>);
 
 /// How a copy under way is reached.
+#[derive(Debug, Clone)]
 struct Copying {
     /// Where another connection of it goes.
     inbox: mpsc::Sender<(Link, u64)>,
     /// Ends the connection that it has.
     current: Arc<Mutex<Handle>>,
+}
+
+impl Copies {
+    /// Whether another one may begin under this id.
+    fn admit(&self, id: &CopyId) -> Result<(), WireError> {
+        let copies = self.0.borrow();
+        if copies.contains_key(id) {
+            Err(WireError::new(ErrorKind::EXISTS, "A copy of this id is under way"))
+        } else if copies.len() >= COPIES {
+            Err(WireError::new(ErrorKind::LIMIT, format_args!("{COPIES} copies are under way already")))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn add(&self, id: CopyId, copying: Copying) {
+        self.0.borrow_mut().insert(id, copying);
+    }
+
+    fn find(&self, id: &CopyId) -> Option<Copying> {
+        self.0.borrow().get(id).cloned()
+    }
+
+    /// From here on nobody comes back to it: one that is parked ends at once.
+    fn remove(&self, id: &CopyId) {
+        self.0.borrow_mut().remove(id);
+    }
 }
 
 /// Serves a [`Push`].
@@ -88,15 +115,12 @@ pub(crate) async fn pull(worker: Rc<Worker>, connection: Connection, handoff: Ha
 }
 
 /// Serves a [`Resume`]: the connection goes to the copy that it belongs to.
-pub(crate) async fn resume(_: Rc<Worker>, connection: Connection, handoff: Handoff) {
+pub(crate) async fn resume(worker: Rc<Worker>, connection: Connection, handoff: Handoff) {
     let resume = match codec::decode::<Resume>(&handoff.request).map_err(WireError::protocol) {
         Ok(resume) => resume,
         Err(error) => return connection.refuse(&error).await,
     };
-    let found = COPYING.with_borrow(|copying| {
-        copying.get(&resume.id).map(|copy| (copy.inbox.clone(), Arc::clone(&copy.current)))
-    });
-    let Some((inbox, current)) = found else {
+    let Some(Copying { inbox, current }) = worker.copies.find(&resume.id) else {
         let error = WireError::new(ErrorKind::NOT_FOUND, "The guest no longer has the copy that was cut")
             .hint("Copy again: what is in place already is whole");
         return connection.refuse(&error).await;
@@ -118,16 +142,7 @@ async fn run(
     receiving: bool,
     copy: impl FnOnce(Link, &mut dyn Relink, &Cancel) -> Result<(), TransferError> + std::marker::Send + 'static,
 ) {
-    let taken = COPYING.with_borrow(|copying| {
-        if copying.contains_key(&id) {
-            Some(WireError::new(ErrorKind::EXISTS, "A copy of this id is under way"))
-        } else if copying.len() >= COPIES {
-            Some(WireError::new(ErrorKind::LIMIT, format_args!("{COPIES} copies are under way already")))
-        } else {
-            None
-        }
-    });
-    if let Some(error) = taken {
+    if let Err(error) = worker.copies.admit(&id) {
         return connection.refuse(&error).await;
     }
     let link = match link(connection) {
@@ -146,15 +161,12 @@ async fn run(
     if let Err(error) = thread {
         return tracing::error!("A copy could not begin: no thread: {error}");
     }
-    COPYING.with_borrow_mut(|copying| {
-        copying.insert(id, Copying { inbox, current: Arc::clone(&current) });
-    });
+    worker.copies.add(id, Copying { inbox, current: Arc::clone(&current) });
     let outcome = tokio::select! {
         outcome = &mut ended => Some(outcome),
         () = worker.stopping() => None,
     };
-    // From here on nobody comes back to it: one that is parked ends at once.
-    COPYING.with_borrow_mut(|copying| copying.remove(&id));
+    worker.copies.remove(&id);
     let outcome = match outcome {
         Some(outcome) => outcome,
         None => {

@@ -21,6 +21,7 @@ use std::rc::Rc;
 use tokio::sync::{Notify, watch};
 
 use crate::connection::Connection;
+use crate::copy::Copies;
 use crate::exec::environment::{self, Account, Variables};
 use crate::exec::kept::Commands;
 use crate::forward;
@@ -41,6 +42,7 @@ pub struct Worker {
     /// Whose worker it is.
     pub(crate) account: Account,
     pub(crate) commands: Commands,
+    pub(crate) copies: Copies,
     /// Callers of forwards' listeners that wait for the host.
     pub(crate) calls: forward::Calls,
     pub(crate) census: Census,
@@ -66,6 +68,7 @@ impl Worker {
         Ok(Rc::new(Self {
             account,
             commands: Commands::default(),
+            copies: Copies::default(),
             calls: forward::Calls::default(),
             census: Census::default(),
             children: Children::default(),

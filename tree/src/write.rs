@@ -28,19 +28,45 @@ mod target;
 use target::Root;
 pub use target::Target;
 
-/// Something that takes an archive's frames: a tree's writer, or another consumer of archives.
+/// Something that takes an archive: a tree's writer, or one of another kind of archive.
 pub trait Consume: Send {
+    /// What takes the frames apart.
+    fn decoder(&mut self) -> &mut Decoder;
+
+    /// Takes one record.
+    ///
+    /// # Errors
+    /// What ends the copy: a target that cannot be written at all, or records that nobody asked for. An entry's failure
+    /// is none.
+    fn record(&mut self, record: &Record<'_>) -> Result<(), WireError>;
+
+    /// All records have come.
+    ///
+    /// # Errors
+    /// What cannot be brought to its end.
+    fn summary(&mut self) -> Result<Summary, WireError>;
+
     /// Takes one data frame's payload.
     ///
     /// # Errors
-    /// What ends the copy: a broken archive, or a target that cannot be written at all. An entry's failure is none.
-    fn frame(&mut self, payload: &[u8]) -> Result<(), WireError>;
+    /// As [`record`](Self::record), and a broken archive.
+    fn frame(&mut self, payload: &[u8]) -> Result<(), WireError> {
+        let mut decoder = std::mem::take(self.decoder());
+        let result = decoder
+            .records(payload)
+            .try_for_each(|record| self.record(&record.map_err(WireError::protocol)?));
+        *self.decoder() = decoder;
+        result
+    }
 
     /// The archive ended.
     ///
     /// # Errors
-    /// An archive that ends inside an entry.
-    fn finish(&mut self) -> Result<Summary, WireError>;
+    /// As [`summary`](Self::summary), and an archive that ends inside an entry.
+    fn finish(&mut self) -> Result<Summary, WireError> {
+        self.decoder().end().map_err(WireError::protocol)?;
+        self.summary()
+    }
 }
 
 /// How to write.
@@ -121,67 +147,6 @@ impl Writer {
             done: Done::default(),
             problems: Problems::default(),
         })
-    }
-
-    fn record(&mut self, record: &Record<'_>) -> Result<(), WireError> {
-        if self.skipping > 0 {
-            match record {
-                Record::Enter { .. } => self.skipping += 1,
-                Record::Leave => self.skipping -= 1,
-                Record::File { linked: true, .. } => self.links.push(None),
-                _ => (),
-            }
-            return Ok(());
-        }
-        match *record {
-            Record::Here(attributes) => self.here(attributes)?,
-            Record::Enter { name, attributes } => self.enter(name, attributes)?,
-            Record::Leave => return self.leave(),
-            Record::File { name, attributes, size, linked, sparse } => {
-                self.file(name, &attributes, size, linked, sparse)?;
-            }
-            Record::Data(data) => {
-                self.progress.add(data.len() as u64);
-                self.data(data);
-                return Ok(());
-            }
-            Record::Hole(len) => {
-                self.hole(len);
-                return Ok(());
-            }
-            Record::End => {
-                self.end();
-                return Ok(());
-            }
-            Record::Broken(fault) => {
-                self.broken(fault);
-                return Ok(());
-            }
-            Record::Symlink { name, attributes, target } => {
-                self.link(name, |writer, dir, name| writer.symlink(dir, name, &attributes, target))?;
-            }
-            Record::HardLink { name, to } => {
-                self.link(name, |writer, dir, name| writer.hard_link(dir, name, to))?;
-            }
-            Record::Fifo { name, attributes } => {
-                self.link(name, |writer, dir, name| writer.fifo(dir, name, &attributes))?;
-            }
-            Record::Skipped { name, fault } => {
-                if self.options.report_skipped {
-                    let path_len = self.push_name(name);
-                    self.problems.add(&self.path, fault.to_error());
-                    self.path.truncate(path_len);
-                }
-                return Ok(());
-            }
-            Record::Total { entries, bytes } => {
-                self.progress.expect(entries, bytes);
-                self.expected = Some(bytes);
-                return self.check_total();
-            }
-        }
-        self.progress.entry();
-        Ok(())
     }
 
     /// Goes into the target itself.
@@ -341,8 +306,7 @@ impl Writer {
             return Ok((Arc::clone(dir), level.default_acl, name.to_vec()));
         }
         if !self.target.admits(name) {
-            let name = name.escape_ascii();
-            return Err(WireError::protocol(format_args!("Peer sent {name}, which was not asked for")));
+            return Err(unasked(name));
         }
         let Root { dir, name: renamed, taken, .. } = self.root()?;
         match renamed {
@@ -377,20 +341,81 @@ impl Writer {
 }
 
 impl Consume for Writer {
-    fn frame(&mut self, payload: &[u8]) -> Result<(), WireError> {
-        let mut decoder = std::mem::take(&mut self.decoder);
-        let result = decoder
-            .records(payload)
-            .try_for_each(|record| self.record(&record.map_err(WireError::protocol)?));
-        self.decoder = decoder;
-        result
+    fn decoder(&mut self) -> &mut Decoder {
+        &mut self.decoder
     }
 
-    fn finish(&mut self) -> Result<Summary, WireError> {
-        self.decoder.end().map_err(WireError::protocol)?;
+    fn record(&mut self, record: &Record<'_>) -> Result<(), WireError> {
+        if self.skipping > 0 {
+            match record {
+                Record::Enter { .. } => self.skipping += 1,
+                Record::Leave => self.skipping -= 1,
+                Record::File { linked: true, .. } => self.links.push(None),
+                _ => (),
+            }
+            return Ok(());
+        }
+        match *record {
+            Record::Here(attributes) => self.here(attributes)?,
+            Record::Enter { name, attributes } => self.enter(name, attributes)?,
+            Record::Leave => return self.leave(),
+            Record::File { name, attributes, size, linked, sparse } => {
+                self.file(name, &attributes, size, linked, sparse)?;
+            }
+            Record::Data(data) => {
+                self.progress.add(data.len() as u64);
+                self.data(data);
+                return Ok(());
+            }
+            Record::Hole(len) => {
+                self.hole(len);
+                return Ok(());
+            }
+            Record::End => {
+                self.end();
+                return Ok(());
+            }
+            Record::Broken(fault) => {
+                self.broken(fault);
+                return Ok(());
+            }
+            Record::Symlink { name, attributes, target } => {
+                self.link(name, |writer, dir, name| writer.symlink(dir, name, &attributes, target))?;
+            }
+            Record::HardLink { name, to } => {
+                self.link(name, |writer, dir, name| writer.hard_link(dir, name, to))?;
+            }
+            Record::Fifo { name, attributes } => {
+                self.link(name, |writer, dir, name| writer.fifo(dir, name, &attributes))?;
+            }
+            Record::Skipped { name, fault } => {
+                if self.options.report_skipped {
+                    let path_len = self.push_name(name);
+                    self.problems.add(&self.path, fault.to_error());
+                    self.path.truncate(path_len);
+                }
+                return Ok(());
+            }
+            Record::Total { entries, bytes } => {
+                self.progress.expect(entries, bytes);
+                self.expected = Some(bytes);
+                return self.check_total();
+            }
+        }
+        self.progress.entry();
+        Ok(())
+    }
+
+    fn summary(&mut self) -> Result<Summary, WireError> {
         self.done.problems = self.problems.count();
         Ok(Summary { done: self.done, problems: std::mem::take(&mut self.problems) })
     }
+}
+
+/// The refusal of a top name that was not asked for.
+#[must_use]
+pub fn unasked(name: &[u8]) -> WireError {
+    WireError::protocol(format_args!("Peer sent {}, which was not asked for", name.escape_ascii()))
 }
 
 /// Why an entry cannot be entered as a directory.

@@ -1,11 +1,5 @@
 //! A daemon in a process of its own, with its files in a directory of its own, and hosts that talk to it over its
 //! socket.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::expect_used,
-    reason = "a test that cannot go on has failed"
-)]
 
 use std::fs::{self, File};
 use std::io::{ErrorKind as IoErrorKind, Read, Write};

@@ -1,9 +1,9 @@
 //! Signals, time limits, and connections that are lost.
 
-use hospes_protocol::exec::{Exec, ExitKind, Stdin, Terminal};
+use hospes_protocol::exec::{Exec, ExecError, ExitKind, Stdin, Terminal};
 use hospes_protocol::frame::FrameId;
 
-use super::worker::{End, Run, Worker, eventually, is_alive, shell, words};
+use super::worker::{Run, Worker, eventually, is_alive, shell, words};
 
 /// The process ids that the command's script has said.
 fn said(run: &mut Run, count: usize) -> Vec<i32> {
@@ -130,7 +130,7 @@ fn a_worker_that_dies_cuts_the_command_off() {
     run.until(|run| run.stdout.len() > 100_000);
     let pid = i32::try_from(run.started.as_ref().unwrap().pid).unwrap();
     drop(worker);
-    assert!(matches!(run.finish(), End::Cut(_)));
+    assert!(matches!(run.finish().cut(), ExecError::Cut { .. }));
     gone(&[pid]);
 }
 

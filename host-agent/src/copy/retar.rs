@@ -11,7 +11,7 @@ use hospes_protocol::copy::archive::{Attributes, Decoder, Record};
 use hospes_protocol::error::{ErrorKind, WireError};
 use hospes_tree::progress::Progress;
 use hospes_tree::read::Source;
-use hospes_tree::write::Consume;
+use hospes_tree::write::{Consume, unasked};
 use hospes_tree::{Problems, Summary};
 use tar::{Builder, EntryType, Header};
 
@@ -56,77 +56,6 @@ impl<W: Write> TarWriter<W> {
         }
     }
 
-    fn record(&mut self, record: &Record<'_>) -> Result<(), WireError> {
-        self.admit(record)?;
-        match *record {
-            Record::Here(attributes) => {
-                self.starts.push(0);
-                self.done.directories += 1;
-                self.header(b"./", attributes.unwrap_or(PLAIN), EntryType::Directory, 0, None)
-            }
-            Record::Enter { name, attributes } => {
-                self.starts.push(self.path.len());
-                self.path.extend_from_slice(name);
-                self.path.push(b'/');
-                self.done.directories += 1;
-                let path = self.path.clone();
-                self.header(&path, attributes.unwrap_or(PLAIN), EntryType::Directory, 0, None)
-            }
-            Record::Leave => {
-                self.path.truncate(self.starts.pop().unwrap_or(0));
-                Ok(())
-            }
-            Record::File { name, attributes, size, linked, .. } => {
-                let path = self.join(name);
-                self.header(&path, attributes, EntryType::Regular, size, None)?;
-                if linked {
-                    self.links.push(path);
-                }
-                self.file = Some((size, 0));
-                Ok(())
-            }
-            Record::Data(data) => {
-                self.progress.add(data.len() as u64);
-                self.write(data)
-            }
-            Record::Hole(len) => self.zeros(len),
-            Record::End => self.end(),
-            Record::Broken(fault) => {
-                // Its length stands in its header already: what is missing is filled up, and said.
-                let left = self.file.map_or(0, |(size, written)| size - written);
-                self.problems.add(&self.path, fault.to_error());
-                self.zeros(left)?;
-                self.end()
-            }
-            Record::Symlink { name, attributes, target } => {
-                self.done.links += 1;
-                let path = self.join(name);
-                self.header(&path, attributes, EntryType::Symlink, 0, Some(target))
-            }
-            Record::HardLink { name, to } => {
-                self.done.links += 1;
-                let first = usize::try_from(to).ok().and_then(|to| self.links.get(to)).cloned();
-                let first = first.ok_or_else(|| WireError::protocol("Peer sent a hard link to no file"))?;
-                let path = self.join(name);
-                self.header(&path, PLAIN, EntryType::Link, 0, Some(&first))
-            }
-            Record::Fifo { name, attributes } => {
-                self.done.links += 1;
-                let path = self.join(name);
-                self.header(&path, attributes, EntryType::Fifo, 0, None)
-            }
-            Record::Skipped { name, fault } => {
-                let path = self.join(name);
-                self.problems.add(&path, fault.to_error());
-                Ok(())
-            }
-            Record::Total { entries, bytes } => {
-                self.progress.expect(entries, bytes);
-                Ok(())
-            }
-        }
-    }
-
     /// At the top, nothing comes but what was asked for.
     fn admit(&self, record: &Record<'_>) -> Result<(), WireError> {
         let name = match record {
@@ -142,8 +71,7 @@ impl<W: Write> TarWriter<W> {
         if self.admitted.iter().any(|admitted| admitted == name) {
             return Ok(());
         }
-        let name = name.escape_ascii();
-        Err(WireError::protocol(format_args!("Peer sent {name}, which was not asked for")))
+        Err(unasked(name))
     }
 
     fn join(&self, name: &[u8]) -> Vec<u8> {
@@ -224,17 +152,82 @@ impl<W: Write> TarWriter<W> {
 }
 
 impl<W: Write + Send> Consume for TarWriter<W> {
-    fn frame(&mut self, payload: &[u8]) -> Result<(), WireError> {
-        let mut decoder = std::mem::take(&mut self.decoder);
-        let result = decoder
-            .records(payload)
-            .try_for_each(|record| self.record(&record.map_err(WireError::protocol)?));
-        self.decoder = decoder;
-        result
+    fn decoder(&mut self) -> &mut Decoder {
+        &mut self.decoder
     }
 
-    fn finish(&mut self) -> Result<Summary, WireError> {
-        self.decoder.end().map_err(WireError::protocol)?;
+    fn record(&mut self, record: &Record<'_>) -> Result<(), WireError> {
+        self.admit(record)?;
+        match *record {
+            Record::Here(attributes) => {
+                self.starts.push(0);
+                self.done.directories += 1;
+                self.header(b"./", attributes.unwrap_or(PLAIN), EntryType::Directory, 0, None)
+            }
+            Record::Enter { name, attributes } => {
+                self.starts.push(self.path.len());
+                self.path.extend_from_slice(name);
+                self.path.push(b'/');
+                self.done.directories += 1;
+                let path = self.path.clone();
+                self.header(&path, attributes.unwrap_or(PLAIN), EntryType::Directory, 0, None)
+            }
+            Record::Leave => {
+                self.path.truncate(self.starts.pop().unwrap_or(0));
+                Ok(())
+            }
+            Record::File { name, attributes, size, linked, .. } => {
+                let path = self.join(name);
+                self.header(&path, attributes, EntryType::Regular, size, None)?;
+                if linked {
+                    self.links.push(path);
+                }
+                self.file = Some((size, 0));
+                Ok(())
+            }
+            Record::Data(data) => {
+                self.progress.add(data.len() as u64);
+                self.write(data)
+            }
+            Record::Hole(len) => self.zeros(len),
+            Record::End => self.end(),
+            Record::Broken(fault) => {
+                // Its length stands in its header already: what is missing is filled up, and said.
+                let left = self.file.map_or(0, |(size, written)| size - written);
+                self.problems.add(&self.path, fault.to_error());
+                self.zeros(left)?;
+                self.end()
+            }
+            Record::Symlink { name, attributes, target } => {
+                self.done.links += 1;
+                let path = self.join(name);
+                self.header(&path, attributes, EntryType::Symlink, 0, Some(target))
+            }
+            Record::HardLink { name, to } => {
+                self.done.links += 1;
+                let first = usize::try_from(to).ok().and_then(|to| self.links.get(to)).cloned();
+                let first = first.ok_or_else(|| WireError::protocol("Peer sent a hard link to no file"))?;
+                let path = self.join(name);
+                self.header(&path, PLAIN, EntryType::Link, 0, Some(&first))
+            }
+            Record::Fifo { name, attributes } => {
+                self.done.links += 1;
+                let path = self.join(name);
+                self.header(&path, attributes, EntryType::Fifo, 0, None)
+            }
+            Record::Skipped { name, fault } => {
+                let path = self.join(name);
+                self.problems.add(&path, fault.to_error());
+                Ok(())
+            }
+            Record::Total { entries, bytes } => {
+                self.progress.expect(entries, bytes);
+                Ok(())
+            }
+        }
+    }
+
+    fn summary(&mut self) -> Result<Summary, WireError> {
         self.builder.finish().map_err(|error| failed(&error))?;
         self.builder.get_mut().flush().map_err(|error| failed(&error))?;
         self.done.problems = self.problems.count();

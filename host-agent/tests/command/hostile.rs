@@ -1,9 +1,5 @@
 //! A guest that wants our terminal and our memory: escapes in all that it may say, and floods.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -19,8 +15,9 @@ use hospes_protocol::power::{Inhibitor, PowerReply, ScriptEnd, ScriptReport};
 use hospes_protocol::process::{Process, Processes};
 use hospes_protocol::variable::Variable;
 use nix::pty::{OpenptyResult, openpty};
-use support::guest::Guest;
-use support::{Agent, Home, eventually, finish, text};
+
+use crate::guest::Guest;
+use crate::home::{Agent, Home, eventually, finish, text};
 
 /// Retitles the window, clears the screen, recolours by C1, turns the text around, hides some, rings, and begins a line
 /// of its own.

@@ -1,16 +1,13 @@
 //! Who is trusted: keys on both sides, pinned at first use, and no operation for a guest that is not the one we know.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::os::unix::fs::PermissionsExt;
 
 use hospes_protocol::error::{ErrorKind, WireError};
 use hospes_protocol::handshake::machine_digest;
 use hospes_protocol::keys::SecretKey;
-use support::guest::Guest;
-use support::{Home, text};
+
+use crate::guest::Guest;
+use crate::home::{Home, text};
 
 fn home() -> (Home, Guest) {
     let (home, guest) = (Home::new(), Guest::start());

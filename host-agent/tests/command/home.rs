@@ -1,8 +1,4 @@
-//! A home of its own for each test, the real `hospes` in it, and a guest played by this process.
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses a part")]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-pub mod guest;
+//! A home of its own for each test, and the real `hospes` in it.
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
@@ -11,16 +7,18 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::guest::Guest;
+
 /// How long anything that a test starts may take.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A home directory with nothing in it.
-pub struct Home {
+pub(crate) struct Home {
     dir: tempfile::TempDir,
 }
 
 impl Home {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         for name in ["config", "data", "run"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
@@ -28,16 +26,16 @@ impl Home {
         Self { dir }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    pub fn agent_socket(&self) -> PathBuf {
+    pub(crate) fn agent_socket(&self) -> PathBuf {
         self.path().join("run/hospes/agent.sock")
     }
 
     /// `hospes` with these words, its environment cleared.
-    pub fn command<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
+    pub(crate) fn command<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hospes"));
         command
             .args(words)
@@ -55,12 +53,16 @@ impl Home {
     }
 
     /// Runs `hospes` to its end.
-    pub fn run<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Output {
+    pub(crate) fn run<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Output {
         finish(self.command(words).spawn().unwrap())
     }
 
     /// Runs `hospes` with this stdin.
-    pub fn run_with<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>, stdin: &[u8]) -> Output {
+    pub(crate) fn run_with<S: AsRef<OsStr>>(
+        &self,
+        words: impl IntoIterator<Item = S>,
+        stdin: &[u8],
+    ) -> Output {
         let mut child = self.command(words).stdin(Stdio::piped()).spawn().unwrap();
         let mut pipe = child.stdin.take().unwrap();
         let stdin = stdin.to_vec();
@@ -71,26 +73,33 @@ impl Home {
     }
 
     /// Runs `hospes` and expects success; its stdout.
-    pub fn good<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> String {
+    pub(crate) fn good<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> String {
         let output = self.run(words);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         text(&output.stdout)
     }
 
     /// Adds a VM whose guest this process plays.
-    pub fn add(&self, name: &str, guest: &guest::Guest) {
+    pub(crate) fn add(&self, name: &str, guest: &Guest) {
         self.good(["add", name, &guest.endpoint()]);
     }
 }
 
+/// A home that knows a guest by the name `dev`.
+pub(crate) fn pair() -> (Home, Guest) {
+    let (home, guest) = (Home::new(), Guest::start());
+    home.add("dev", &guest);
+    (home, guest)
+}
+
 /// An agent in the foreground, killed at the end.
-pub struct Agent {
-    pub child: Child,
+pub(crate) struct Agent {
+    pub(crate) child: Child,
 }
 
 impl Agent {
     /// Starts one and waits until it takes questions.
-    pub fn start(home: &Home) -> Self {
+    pub(crate) fn start(home: &Home) -> Self {
         let child = home.command(["agent"]).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap();
         let agent = Self { child };
         let socket = home.agent_socket();
@@ -107,7 +116,7 @@ impl Drop for Agent {
 }
 
 /// Waits for a child that has a deadline; past it the child is killed and the test fails.
-pub fn finish(mut child: Child) -> Output {
+pub(crate) fn finish(mut child: Child) -> Output {
     let (sender, receiver) = mpsc::channel::<()>();
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
     let watchdog = std::thread::spawn(move || {
@@ -141,7 +150,7 @@ pub fn finish(mut child: Child) -> Output {
 }
 
 /// Tries until it holds; fails past the deadline.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let end = std::time::Instant::now() + DEADLINE;
     while !holds() {
         assert!(std::time::Instant::now() < end, "never came: {what}");
@@ -149,6 +158,6 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

@@ -1,9 +1,5 @@
 //! A command with a terminal: raw while it runs, and as it was when it is over, however it is over.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -13,8 +9,8 @@ use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 use nix::unistd::Pid;
-use support::guest::Guest;
-use support::{Home, eventually, finish};
+
+use crate::home::{Home, eventually, finish, pair};
 
 /// `hospes` on a terminal of 100 columns and 30 rows; the terminal's two ends.
 fn on_terminal(home: &Home, words: &[&str]) -> (Child, File, OwnedFd) {
@@ -33,12 +29,6 @@ fn is_cooked(terminal: &OwnedFd) -> bool {
         .contains(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG)
 }
 
-fn home() -> (Home, Guest) {
-    let (home, guest) = (Home::new(), Guest::start());
-    home.add("dev", &guest);
-    (home, guest)
-}
-
 fn read_until(master: &mut File, wanted: &str) -> String {
     let mut seen = String::new();
     while !seen.contains(wanted) {
@@ -55,7 +45,7 @@ fn signal(child: &Child, signal: Signal) {
 
 #[test]
 fn keys_are_bytes_while_it_runs_and_the_terminal_is_given_back() {
-    let (home, guest) = home();
+    let (home, guest) = pair();
     let (child, mut master, terminal) = on_terminal(&home, &["exec", "-t", "dev", "cat"]);
     eventually("raw mode", || !is_cooked(&terminal));
     // Ctrl-C and Ctrl-Z are keys like others to the guest.
@@ -70,7 +60,7 @@ fn keys_are_bytes_while_it_runs_and_the_terminal_is_given_back() {
 
 #[test]
 fn a_lost_guest_gives_the_terminal_back() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     let (child, mut master, terminal) = on_terminal(&home, &["shell", "dev", "cut"]);
     read_until(&mut master, "connection was lost");
     assert_eq!(finish(child).status.code(), Some(125));
@@ -79,7 +69,7 @@ fn a_lost_guest_gives_the_terminal_back() {
 
 #[test]
 fn a_terminal_is_not_forwarded_without_being_asked_for() {
-    let (home, guest) = home();
+    let (home, guest) = pair();
     let (child, _master, terminal) = on_terminal(&home, &["exec", "dev", "cat"]);
     // The played cat ends at once, because its stdin is not ours.
     assert_eq!(finish(child).status.code(), Some(0));
@@ -91,7 +81,7 @@ fn a_terminal_is_not_forwarded_without_being_asked_for() {
 
 #[test]
 fn detach_keys_leave_the_command_running() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     let words = ["exec", "-t", "--detach-keys", "ctrl-p,ctrl-q", "dev", "cat"];
     let (child, mut master, terminal) = on_terminal(&home, &words);
     eventually("raw mode", || !is_cooked(&terminal));

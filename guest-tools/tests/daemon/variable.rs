@@ -1,15 +1,11 @@
 //! Guest variables between a host, a real `hospes-toolsd` and the in-guest command.
 
-#[path = "daemon/harness.rs"]
-#[allow(dead_code, reason = "the daemon's own tests use the rest")]
-mod harness;
-
 use hospes_protocol::control::{Answer, Ask, Event, Reply, Request};
 use hospes_protocol::error::{ErrorKind, WireError};
 use hospes_protocol::frame::{self, FrameId};
 use hospes_protocol::variable::Variable;
 
-use harness::{Control, Guest};
+use crate::harness::{Control, Guest};
 
 fn variable(name: &str, value: &[u8], secret: bool) -> Variable {
     Variable { name: name.into(), value: value.to_vec(), secret }

@@ -1,10 +1,5 @@
 //! Power requests to a real `hospes-toolsd`, with a logind that does nothing but remember.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 
-#[path = "daemon/harness.rs"]
-#[allow(dead_code, reason = "the daemon's own tests use the rest")]
-mod harness;
-#[path = "power/logind.rs"]
 mod logind;
 
 use std::fs;
@@ -15,7 +10,7 @@ use hospes_protocol::error::{ErrorKind, WireError};
 use hospes_protocol::frame::FrameId;
 use hospes_protocol::power::{Power, PowerAction, PowerReply, ScriptEnd};
 
-use harness::{Control, Guest, until};
+use crate::harness::{Control, Guest, until};
 use logind::{Logind, Spec};
 
 fn guest(logind: &Logind, policy: &str) -> Guest {

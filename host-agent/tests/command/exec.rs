@@ -1,27 +1,18 @@
 //! `hospes exec` against a guest played by this process: exact bytes, exact exit codes, and no lie believed.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::guest::Guest;
-use support::{Home, finish, text};
 
-fn home() -> (Home, Guest) {
-    let (home, guest) = (Home::new(), Guest::start());
-    home.add("dev", &guest);
-    (home, guest)
-}
+use crate::guest::Guest;
+use crate::home::{Home, eventually, finish, pair, text};
 
 #[test]
 fn output_error_output_and_exit_code_become_ours() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     let output = home.run(["exec", "dev", "both"]);
     assert_eq!((text(&output.stdout), text(&output.stderr)), ("to stdout\n".into(), "to stderr\n".into()));
     assert_eq!(output.status.code(), Some(0));
@@ -39,7 +30,7 @@ fn a_plain_socket_endpoint_works_too() {
 
 #[test]
 fn our_failures_have_codes_of_their_own() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     let code = |words: &[&str]| home.run(words).status.code().unwrap();
     assert_eq!(code(&["exec", "dev", "missing"]), 127);
     assert_eq!(code(&["exec", "dev", "locked"]), 126);
@@ -52,7 +43,7 @@ fn our_failures_have_codes_of_their_own() {
 
 #[test]
 fn the_request_is_what_was_asked_for() {
-    let (home, guest) = home();
+    let (home, guest) = pair();
     let mut command = home.command([
         "exec",
         "dev",
@@ -85,7 +76,7 @@ fn the_request_is_what_was_asked_for() {
 #[test]
 fn words_are_never_changed() {
     use std::os::unix::ffi::OsStringExt;
-    let (home, guest) = home();
+    let (home, guest) = pair();
     let odd = std::ffi::OsString::from_vec(b"\xff $HOME;'\n".to_vec());
     finish(home.command(["exec".into(), "dev".into(), "true".into(), odd]).spawn().unwrap());
     assert_eq!(guest.last_exec().argv[1], b"\xff $HOME;'\n");
@@ -93,7 +84,7 @@ fn words_are_never_changed() {
 
 #[test]
 fn hospes_vm_is_the_default_and_a_named_vm_goes_before_it() {
-    let (home, guest) = home();
+    let (home, guest) = pair();
     let run = |words: &[&str]| finish(home.command(words).env("HOSPES_VM", "dev").spawn().unwrap());
     assert_eq!(text(&run(&["exec", "--", "say", "a"]).stdout), "a");
     assert_eq!(text(&run(&["exec", "say", "b"]).stdout), "b");
@@ -110,7 +101,7 @@ fn hospes_vm_is_the_default_and_a_named_vm_goes_before_it() {
 
 #[test]
 fn stdin_is_forwarded_whole_and_not_with_n() {
-    let (home, guest) = home();
+    let (home, guest) = pair();
     let bytes: Vec<u8> = (0..3_000_000u32).map(|n| n.to_le_bytes()[n as usize % 3]).collect();
     let output = home.run_with(["exec", "dev", "cat"], &bytes);
     assert_eq!(output.status.code(), Some(0));
@@ -124,7 +115,7 @@ fn stdin_is_forwarded_whole_and_not_with_n() {
 
 #[test]
 fn a_file_is_stdin_and_with_n_a_loop_keeps_its_own() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     let path = home.path().join("lines");
     std::fs::write(&path, "one\ntwo\nthree\n").unwrap();
     let mut command = home.command(["exec", "dev", "cat"]);
@@ -146,7 +137,7 @@ fn a_file_is_stdin_and_with_n_a_loop_keeps_its_own() {
 
 #[test]
 fn a_closed_stdin_in_the_guest_stops_ours() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     let mut child = home.command(["exec", "dev", "closes-stdin"]).stdin(Stdio::piped()).spawn().unwrap();
     // Our end stays open: hospes must end all the same.
     let _pipe = child.stdin.take();
@@ -155,7 +146,7 @@ fn a_closed_stdin_in_the_guest_stops_ours() {
 
 #[test]
 fn a_slow_reader_gets_every_byte_and_holds_up_nothing_else() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     let mut child = home.command(["exec", "dev", "flood", "20000000"]).spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
     let mut first = [0; 10];
@@ -169,7 +160,7 @@ fn a_slow_reader_gets_every_byte_and_holds_up_nothing_else() {
 
 #[test]
 fn error_output_arrives_while_nobody_reads_stdout() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     // More than a pipe holds and less than the stream's credit: stdout waits, stderr must not.
     let mut child = home.command(["exec", "dev", "flood", "300000"]).spawn().unwrap();
     let mut line = String::new();
@@ -180,7 +171,7 @@ fn error_output_arrives_while_nobody_reads_stdout() {
 
 #[test]
 fn a_reader_that_goes_away_ends_the_flood_quietly() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     let mut child = home.command(["exec", "dev", "flood", "1000000000"]).spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0; 10]).unwrap();
@@ -191,7 +182,7 @@ fn a_reader_that_goes_away_ends_the_flood_quietly() {
 
 #[test]
 fn a_full_disk_is_told() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     let full = File::options().write(true).open("/dev/full").unwrap();
     let child = home.command(["exec", "dev", "say", "x"]).stdout(full).spawn().unwrap();
     let output = finish(child);
@@ -201,7 +192,7 @@ fn a_full_disk_is_told() {
 
 #[test]
 fn outputs_that_are_one_file_here_are_one_there() {
-    let (home, guest) = home();
+    let (home, guest) = pair();
     let path = home.path().join("log");
     let file = File::create(&path).unwrap();
     let child = home.command(["exec", "dev", "both"]).stdout(file.try_clone().unwrap()).stderr(file).spawn();
@@ -212,17 +203,17 @@ fn outputs_that_are_one_file_here_are_one_there() {
 }
 
 fn signalled(signals: &[Signal]) -> (Option<i32>, Vec<u8>) {
-    let (home, guest) = home();
+    let (home, guest) = pair();
     let what = if signals.len() > 1 { "deaf" } else { "wait-signal" };
     let child = home.command(["exec", "dev", what]).spawn().unwrap();
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
-    support::eventually("the exec", || !guest.state.lock().unwrap().execs.is_empty());
+    eventually("the exec", || !guest.state.lock().unwrap().execs.is_empty());
     // The command runs before hospes has read that it does.
     std::thread::sleep(std::time::Duration::from_millis(200));
     for (at, signal) in signals.iter().enumerate() {
         kill(pid, *signal).unwrap();
         if at + 1 < signals.len() {
-            support::eventually("the signal", || guest.state.lock().unwrap().signals.len() > at);
+            eventually("the signal", || guest.state.lock().unwrap().signals.len() > at);
         }
     }
     let code = finish(child).status.code();
@@ -246,7 +237,7 @@ fn a_command_that_does_not_listen_is_left_at_the_third_time() {
 
 #[test]
 fn detached_commands_have_a_number_to_come_back_to() {
-    let (home, guest) = home();
+    let (home, guest) = pair();
     assert_eq!(home.good(["exec", "--detach", "dev", "true"]), "7\n");
     assert!(guest.last_exec().detach);
     assert_eq!(home.good(["attach", "dev", "7"]), "kept output\n");
@@ -255,7 +246,7 @@ fn detached_commands_have_a_number_to_come_back_to() {
 
 #[test]
 fn a_shell_without_a_terminal_reads_its_commands_from_stdin() {
-    let (home, guest) = home();
+    let (home, guest) = pair();
     assert_eq!(text(&home.run_with(["shell", "dev", "cat"], b"script").stdout), "script");
     let exec = guest.last_exec();
     assert!(exec.login && exec.terminal.is_none());
@@ -264,7 +255,7 @@ fn a_shell_without_a_terminal_reads_its_commands_from_stdin() {
 /// Whatever the guest lies, it is an error of ours that says so, soon and without a panic.
 #[test]
 fn a_lying_guest_is_never_believed() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     for (lie, told) in [
         ("cut", "connection was lost"),
         ("unstarted", "connection was lost"),
@@ -281,7 +272,7 @@ fn a_lying_guest_is_never_believed() {
 
 #[test]
 fn a_guest_that_sends_beyond_its_credit_is_cut_off() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     let mut child = home.command(["exec", "dev", "overrun"]).spawn().unwrap();
     let _unread = child.stdout.take();
     let output = finish(child);
@@ -291,7 +282,7 @@ fn a_guest_that_sends_beyond_its_credit_is_cut_off() {
 
 #[test]
 fn a_guests_words_cannot_drive_our_terminal() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     let output = home.run(["exec", "dev", "missing"]);
     assert!(!output.stderr.contains(&0x1b), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("Install it"));

@@ -1,22 +1,13 @@
 //! The verbs that ask a guest something, and what they print.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
-
 use hospes_protocol::error::{ErrorKind, WireError};
 use hospes_protocol::exec::ExecId;
 use hospes_protocol::keys::{PublicKey, SecretKey};
 use hospes_protocol::process::Target;
 use serde_json::Value;
-use support::guest::Guest;
-use support::{Agent, Home, finish, text};
 
-fn home() -> (Home, Guest) {
-    let (home, guest) = (Home::new(), Guest::start());
-    home.add("dev", &guest);
-    (home, guest)
-}
+use crate::guest::Guest;
+use crate::home::{Agent, Home, eventually, finish, pair, text};
 
 fn json(text: &str) -> Value {
     assert_eq!(text.lines().count(), 1, "{text}");
@@ -25,7 +16,7 @@ fn json(text: &str) -> Value {
 
 #[test]
 fn info_is_the_same_with_and_without_the_agent() {
-    let (home, guest) = home();
+    let (home, guest) = pair();
     guest.state.lock().unwrap().info.hostname = "host\u{1b}[31mname".to_owned();
     let alone = home.good(["info", "dev", "--json"]);
     let _agent = Agent::start(&home);
@@ -39,7 +30,7 @@ fn info_is_the_same_with_and_without_the_agent() {
 
 #[test]
 fn ip_prints_the_address_to_use() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     assert_eq!(home.good(["ip", "dev"]), "192.0.2.7\n");
     assert_eq!(home.good(["ip", "dev", "-6"]), "fe80::1\n");
     assert_eq!(json(&home.good(["ip", "dev", "--json"]))["addresses"][1], "fe80::1");
@@ -47,12 +38,12 @@ fn ip_prints_the_address_to_use() {
 
 #[test]
 fn waiting_for_an_address_ends_when_the_guest_gets_one() {
-    let (home, guest) = home();
-    let (with, without) = (support::guest::info(), hospes_protocol::info::Info::default());
+    let (home, guest) = pair();
+    let (with, without) = (crate::guest::info(), hospes_protocol::info::Info::default());
     guest.state.lock().unwrap().info = without;
     assert_eq!(home.run(["ip", "dev"]).status.code(), Some(125));
     let child = home.command(["ip", "dev", "--wait", "--timeout", "50s"]).spawn().unwrap();
-    support::eventually("the question", || guest.controls() == 2);
+    eventually("the question", || guest.controls() == 2);
     guest.event(&hospes_protocol::control::Event::Info(Box::new(with)));
     let output = finish(child);
     assert_eq!(text(&output.stdout), "192.0.2.7\n", "{}", text(&output.stderr));
@@ -69,7 +60,7 @@ fn wait_ends_when_the_guest_is_there_and_when_time_is_over() {
     guest.boot();
     assert_eq!(json(&text(&finish(child).stdout))["for"], "agent");
     let gone = home.command(["wait", "dev", "--for", "gone"]).spawn().unwrap();
-    support::eventually("the wait", || guest.controls() == 1);
+    eventually("the wait", || guest.controls() == 1);
     std::fs::remove_file(guest.path()).unwrap();
     guest.restart_daemon();
     assert_eq!(finish(gone).status.code(), Some(0));
@@ -77,7 +68,7 @@ fn wait_ends_when_the_guest_is_there_and_when_time_is_over() {
 
 #[test]
 fn wait_does_not_wait_for_what_will_not_come() {
-    let (home, guest) = home();
+    let (home, guest) = pair();
     let refusal = WireError::new(ErrorKind::UNTRUSTED, "This guest does not trust you").hint("Trust");
     guest.state.lock().unwrap().refuse = Some(refusal);
     let output = home.run(["wait", "dev"]);
@@ -87,7 +78,7 @@ fn wait_does_not_wait_for_what_will_not_come() {
 
 #[test]
 fn ps_shows_processes_and_no_escapes() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     let shown = home.good(["ps", "dev"]);
     assert!(shown.contains("sleep \\u{1b}[2J") && shown.contains("2.0 MiB"), "{shown}");
     let list = json(&home.good(["ps", "dev", "--all", "--json"]));
@@ -96,7 +87,7 @@ fn ps_shows_processes_and_no_escapes() {
 
 #[test]
 fn kill_names_processes_and_commands() {
-    let (home, guest) = home();
+    let (home, guest) = pair();
     home.good(["kill", "dev", "-s", "KILL", "42", "id:7"]);
     let kills = guest.state.lock().unwrap().kills.clone();
     let asked: Vec<_> = kills.iter().map(|kill| (kill.target, kill.signal)).collect();
@@ -109,7 +100,7 @@ fn kill_names_processes_and_commands() {
 
 #[test]
 fn keys_are_shown_and_rotated() {
-    let (home, guest) = home();
+    let (home, guest) = pair();
     let key = home.good(["key", "show"]);
     let parsed = PublicKey::from_text(&key).unwrap();
     assert_eq!(home.good(["key", "show", "--fingerprint"]).trim(), parsed.fingerprint());
@@ -126,7 +117,7 @@ fn keys_are_shown_and_rotated() {
 
 #[test]
 fn doctor_names_what_is_wrong_and_what_to_do() {
-    let (home, guest) = home();
+    let (home, guest) = pair();
     let checks = || json(&text(&home.run(["doctor", "--json"]).stdout))["checks"].clone();
     let find = |checks: &Value, subject: &str| {
         let list = checks.as_array().unwrap();
@@ -150,11 +141,9 @@ fn doctor_names_what_is_wrong_and_what_to_do() {
 
 #[test]
 fn logs_are_the_agents_lines() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     let _agent = Agent::start(&home);
-    support::eventually("the line", || {
-        home.good(["logs", "dev", "--host"]).contains("connected, key SHA256:")
-    });
+    eventually("the line", || home.good(["logs", "dev", "--host"]).contains("connected, key SHA256:"));
 }
 
 #[test]
@@ -167,7 +156,7 @@ fn errors_are_json_where_that_is_asked_for() {
 
 #[test]
 fn manual_pages_and_completions_come_from_the_same_source() {
-    let (home, _guest) = home();
+    let (home, _guest) = pair();
     std::fs::create_dir(home.path().join("man")).unwrap();
     home.good(["man", "man"]);
     let page = std::fs::read_to_string(home.path().join("man/hospes-exec.1")).unwrap();

@@ -1,6 +1,4 @@
 //! A worker process of the test's own, and a host for each of its connections.
-#![expect(unreachable_pub, dead_code, reason = "each test program uses what it needs of this module")]
-#![expect(clippy::panic, reason = "a test that cannot go on says where")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
@@ -12,29 +10,27 @@ use std::time::{Duration, Instant};
 use guest_tools::handoff::{self, Handoff};
 use hospes_protocol::codec;
 use hospes_protocol::error::WireError;
-use hospes_protocol::exec::{
-    Attach, Exec, ExecError, ExecId, Exited, Host, HostStep, STDERR, STDOUT, Started,
-};
-use hospes_protocol::frame::{self, Frame, FrameBuffer, FrameId};
+use hospes_protocol::exec::{Attach, Exec, ExecError, ExecId, Exited, Host, HostStep, STDOUT, Started};
+use hospes_protocol::frame::{self, FrameBuffer, FrameId};
 use hospes_protocol::keys::PublicKey;
 use hospes_protocol::version::Capabilities;
 
 /// Nothing here waits longer.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A worker process, killed with the value.
-pub struct Worker {
-    pub process: Child,
-    pub socket: PathBuf,
+pub(crate) struct Worker {
+    pub(crate) process: Child,
+    pub(crate) socket: PathBuf,
     _directory: Option<tempfile::TempDir>,
 }
 
 impl Worker {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(|_| {})
     }
 
-    pub fn start_with(prepare: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) fn start_with(prepare: impl FnOnce(&mut Command)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("worker.sock");
         let mut command = Command::new(env!("CARGO_BIN_EXE_hospes-session"));
@@ -47,12 +43,12 @@ impl Worker {
     }
 
     /// A worker that was started elsewhere, with the socket that it serves.
-    pub fn of(process: Child, socket: PathBuf) -> Self {
+    pub(crate) fn of(process: Child, socket: PathBuf) -> Self {
         Self { process, socket, _directory: None }
     }
 
     /// Hands a connection with this request to the worker; our end of it.
-    pub fn hand_over(&self, id: FrameId, request: Vec<u8>, rest: Vec<u8>) -> UnixStream {
+    pub(crate) fn hand_over(&self, id: FrameId, request: Vec<u8>, rest: Vec<u8>) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let handoff = Handoff {
             request_id: id.0,
@@ -70,7 +66,7 @@ impl Worker {
     }
 
     /// One request and one answer.
-    pub fn ask<A: serde::de::DeserializeOwned>(
+    pub(crate) fn ask<A: serde::de::DeserializeOwned>(
         &self,
         id: FrameId,
         request: &impl serde::Serialize,
@@ -96,11 +92,11 @@ impl Worker {
         }
     }
 
-    pub fn exec(&self, request: &Exec) -> Run {
+    pub(crate) fn exec(&self, request: &Exec) -> Run {
         Run::new(self.hand_over(FrameId::EXEC, encoded(request), Vec::new()))
     }
 
-    pub fn attach(&self, id: ExecId) -> Run {
+    pub(crate) fn attach(&self, id: ExecId) -> Run {
         Run::new(self.hand_over(
             FrameId::EXEC_ATTACH,
             encoded(&Attach { user: String::new(), id }),
@@ -108,17 +104,17 @@ impl Worker {
         ))
     }
 
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.process.id()).unwrap()
     }
 
     /// How many descriptors the worker has open.
-    pub fn descriptors(&self) -> usize {
+    pub(crate) fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
     /// How many it has open when nothing is under way: its own start is over, and so is the connection that found it.
-    pub fn descriptors_at_rest(&self) -> usize {
+    pub(crate) fn descriptors_at_rest(&self) -> usize {
         let mut alike = (0, 0);
         eventually("its descriptors stay the same", || {
             let now = self.descriptors();
@@ -129,14 +125,14 @@ impl Worker {
     }
 
     /// The worker's resident memory, KiB.
-    pub fn resident(&self) -> u64 {
+    pub(crate) fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// How many children it has, ended ones that nobody waited for too.
-    pub fn children(&self) -> usize {
+    pub(crate) fn children(&self) -> usize {
         let path = format!("/proc/{0}/task/{0}/children", self.pid());
         std::fs::read_to_string(path).unwrap().split_whitespace().count()
     }
@@ -149,23 +145,23 @@ impl Drop for Worker {
     }
 }
 
-pub fn encoded(message: &impl serde::Serialize) -> Vec<u8> {
+pub(crate) fn encoded(message: &impl serde::Serialize) -> Vec<u8> {
     let mut bytes = Vec::new();
     codec::encode_into(message, &mut bytes);
     bytes
 }
 
 /// A request for these words.
-pub fn words(argv: &[&str]) -> Exec {
+pub(crate) fn words(argv: &[&str]) -> Exec {
     Exec { argv: argv.iter().map(|word| word.as_bytes().to_vec()).collect(), ..Exec::default() }
 }
 
 /// A request for a script of the guest's shell.
-pub fn shell(script: &str) -> Exec {
+pub(crate) fn shell(script: &str) -> Exec {
     words(&["sh", "-c", script])
 }
 
-pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
     while !is_so() {
         assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
@@ -174,32 +170,39 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// Whether a process is there and has not ended.
-pub fn is_alive(pid: i32) -> bool {
+pub(crate) fn is_alive(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_some_and(|state| state != "Z")
 }
 
 /// How an exec ended, as its host sees it.
 #[derive(Debug)]
-pub enum End {
+pub(crate) enum End {
     Exited(Exited),
     Failed(WireError),
     Cut(ExecError),
 }
 
 impl End {
-    pub fn exited(self) -> Exited {
+    pub(crate) fn exited(self) -> Exited {
         match self {
             Self::Exited(exited) => exited,
             other => panic!("{other:?}"),
         }
     }
 
-    pub fn code(self) -> u8 {
+    pub(crate) fn code(self) -> u8 {
         self.exited().status.shell_code()
     }
 
-    pub fn failed(self) -> WireError {
+    pub(crate) fn cut(self) -> ExecError {
+        match self {
+            Self::Cut(error) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn failed(self) -> WireError {
         match self {
             Self::Failed(error) => error,
             other => panic!("{other:?}"),
@@ -208,21 +211,21 @@ impl End {
 }
 
 /// The host's side of one command.
-pub struct Run {
-    pub stream: UnixStream,
-    pub host: Host,
+pub(crate) struct Run {
+    pub(crate) stream: UnixStream,
+    pub(crate) host: Host,
     frames: FrameBuffer,
-    pub started: Option<Started>,
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
-    pub stdin_unwanted: bool,
-    pub end: Option<End>,
+    pub(crate) started: Option<Started>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) stdin_unwanted: bool,
+    pub(crate) end: Option<End>,
     /// Whether output is granted on: a host that does not read leaves it.
-    pub granting: bool,
+    pub(crate) granting: bool,
 }
 
 impl Run {
-    pub fn new(stream: UnixStream) -> Self {
+    pub(crate) fn new(stream: UnixStream) -> Self {
         Self {
             stream,
             host: Host::new(),
@@ -237,7 +240,7 @@ impl Run {
     }
 
     /// Reads once and obeys.
-    pub fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         let n = match self.stream.read(self.frames.space()) {
             Ok(n) => n,
             Err(error) if error.kind() == ErrorKind::ConnectionReset => 0,
@@ -274,12 +277,12 @@ impl Run {
         self.send(&out);
     }
 
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         // A worker that was killed takes no more; reading says so.
         let _ = self.stream.write_all(bytes);
     }
 
-    pub fn until(&mut self, mut is_so: impl FnMut(&Self) -> bool) {
+    pub(crate) fn until(&mut self, mut is_so: impl FnMut(&Self) -> bool) {
         while !is_so(self) {
             assert!(
                 self.end.is_none(),
@@ -291,13 +294,13 @@ impl Run {
         }
     }
 
-    pub fn until_started(&mut self) -> Started {
+    pub(crate) fn until_started(&mut self) -> Started {
         self.until(|run| run.started.is_some());
         self.started.clone().unwrap()
     }
 
     /// To the end: how it ended, with all output in `stdout` and `stderr`.
-    pub fn finish(&mut self) -> End {
+    pub(crate) fn finish(&mut self) -> End {
         while self.end.is_none() {
             self.step();
         }
@@ -305,7 +308,7 @@ impl Run {
     }
 
     /// The command's input, as far as there is credit; reading in between.
-    pub fn write_stdin(&mut self, mut bytes: &[u8]) {
+    pub(crate) fn write_stdin(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && self.end.is_none() && !self.stdin_unwanted {
             let n = self.host.stdin_room().min(bytes.len());
             if n == 0 {
@@ -319,45 +322,30 @@ impl Run {
         }
     }
 
-    pub fn end_stdin(&mut self) {
+    pub(crate) fn end_stdin(&mut self) {
         let mut out = Vec::new();
         self.host.stdin_end(&mut out);
         self.send(&out);
     }
 
-    pub fn with_out(&mut self, act: impl FnOnce(&mut Host, &mut Vec<u8>)) {
+    pub(crate) fn with_out(&mut self, act: impl FnOnce(&mut Host, &mut Vec<u8>)) {
         let mut out = Vec::new();
         act(&mut self.host, &mut out);
         self.send(&out);
     }
 
-    pub fn say(&mut self, id: FrameId) {
+    pub(crate) fn say(&mut self, id: FrameId) {
         let mut out = Vec::new();
         frame::put_raw(id, 0, &[], &mut out);
         self.send(&out);
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
     /// Says that the host takes no more of stdout.
-    pub fn close_stdout(&mut self) {
+    pub(crate) fn close_stdout(&mut self) {
         self.with_out(|host, out| host.output_closed(STDOUT, out));
-    }
-
-    pub fn close_stderr(&mut self) {
-        self.with_out(|host, out| host.output_closed(STDERR, out));
-    }
-}
-
-/// The frames in these bytes, for tests that look at what was sent and not at what it means.
-pub fn frames(bytes: &[u8], mut with: impl FnMut(Frame<'_>)) {
-    let mut buffer = FrameBuffer::new();
-    for chunk in bytes.chunks(1024) {
-        buffer.push(chunk);
-        while let Some(frame) = buffer.take().unwrap() {
-            with(frame);
-        }
     }
 }

@@ -22,65 +22,65 @@ use hospes_protocol::ticket::{Ticket, Window};
 use hospes_protocol::version::Capabilities;
 
 /// What answers a request.
-pub type Replies = fn(&Ask) -> Result<Answer, WireError>;
+pub(crate) type Replies = fn(&Ask) -> Result<Answer, WireError>;
 /// What serves an operation.
-pub type Plays = fn(FrameId, &mut UnixStream) -> Option<()>;
+pub(crate) type Plays = fn(FrameId, &mut UnixStream) -> Option<()>;
 
 /// What a test may change while the guest runs.
-pub struct State {
-    pub key: SecretKey,
-    pub machine: [u8; 32],
-    pub info: Info,
+pub(crate) struct State {
+    pub(crate) key: SecretKey,
+    pub(crate) machine: [u8; 32],
+    pub(crate) info: Info,
     /// Refuses every host with this error.
-    pub refuse: Option<WireError>,
+    pub(crate) refuse: Option<WireError>,
     /// Answers tickets with a wrong proof.
-    pub impostor: bool,
+    pub(crate) impostor: bool,
     /// Answers requests in place of the usual answers.
-    pub reply: Option<Replies>,
+    pub(crate) reply: Option<Replies>,
     /// Serves every operation but control sessions and requests in place of the usual plays. `None` ends its connection.
-    pub play: Option<Plays>,
+    pub(crate) play: Option<Plays>,
     /// What `EXEC` requests came.
-    pub execs: Vec<Exec>,
+    pub(crate) execs: Vec<Exec>,
     /// Signals that came, in order.
-    pub signals: Vec<u8>,
+    pub(crate) signals: Vec<u8>,
     /// What `KILL` requests came.
-    pub kills: Vec<Kill>,
+    pub(crate) kills: Vec<Kill>,
     sessions: HashMap<SessionId, Window>,
     controls: Vec<UnixStream>,
 }
 
 /// What was counted.
 #[derive(Default)]
-pub struct Counts {
-    pub handshakes: AtomicUsize,
-    pub client_auths: AtomicUsize,
-    pub tickets: AtomicUsize,
-    pub operations: AtomicUsize,
+pub(crate) struct Counts {
+    pub(crate) handshakes: AtomicUsize,
+    pub(crate) client_auths: AtomicUsize,
+    pub(crate) tickets: AtomicUsize,
+    pub(crate) operations: AtomicUsize,
 }
 
 /// The guest. It ends with the test's process.
-pub struct Guest {
+pub(crate) struct Guest {
     dir: tempfile::TempDir,
     connect: bool,
-    pub state: Arc<Mutex<State>>,
-    pub counts: Arc<Counts>,
+    pub(crate) state: Arc<Mutex<State>>,
+    pub(crate) counts: Arc<Counts>,
 }
 
 impl Guest {
     /// A guest behind a `unix:` endpoint.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_as(true)
     }
 
     /// A guest behind a `unix:` endpoint, or a `socket:` one.
-    pub fn start_as(connect: bool) -> Self {
+    pub(crate) fn start_as(connect: bool) -> Self {
         let guest = Self::absent(connect);
         guest.boot();
         guest
     }
 
     /// A guest that is not there yet.
-    pub fn absent(connect: bool) -> Self {
+    pub(crate) fn absent(connect: bool) -> Self {
         let state = State {
             key: SecretKey::from_bytes(&[2; 32]),
             machine: machine_digest("guest"),
@@ -103,16 +103,16 @@ impl Guest {
         }
     }
 
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.dir.path().join("vsock")
     }
 
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("{}:{}", if self.connect { "unix" } else { "socket" }, self.path().display())
     }
 
     /// Listens from now on.
-    pub fn boot(&self) {
+    pub(crate) fn boot(&self) {
         let _ = std::fs::remove_file(self.path());
         let listener = UnixListener::bind(self.path()).unwrap();
         let (state, counts, connect) = (Arc::clone(&self.state), Arc::clone(&self.counts), self.connect);
@@ -136,7 +136,7 @@ impl Guest {
     }
 
     /// The daemon restarts: its sessions are gone and their connections close.
-    pub fn restart_daemon(&self) {
+    pub(crate) fn restart_daemon(&self) {
         self.forget_sessions();
         for control in self.state.lock().unwrap().controls.drain(..) {
             let _ = control.shutdown(std::net::Shutdown::Both);
@@ -144,38 +144,38 @@ impl Guest {
     }
 
     /// The sessions are gone and nobody was told.
-    pub fn forget_sessions(&self) {
+    pub(crate) fn forget_sessions(&self) {
         self.state.lock().unwrap().sessions.clear();
     }
 
-    pub fn controls(&self) -> usize {
+    pub(crate) fn controls(&self) -> usize {
         self.state.lock().unwrap().controls.len()
     }
 
     /// Sends an event to every control session.
-    pub fn event(&self, event: &Event) {
+    pub(crate) fn event(&self, event: &Event) {
         let mut out = Vec::new();
         frame::put(FrameId::EVENT, event, &mut out);
         self.tell(&out);
     }
 
     /// Sends these bytes to every control session.
-    pub fn tell(&self, bytes: &[u8]) {
+    pub(crate) fn tell(&self, bytes: &[u8]) {
         for control in &mut self.state.lock().unwrap().controls {
             let _ = control.write_all(bytes);
         }
     }
 
-    pub fn count(&self, counter: impl Fn(&Counts) -> &AtomicUsize) -> usize {
+    pub(crate) fn count(&self, counter: impl Fn(&Counts) -> &AtomicUsize) -> usize {
         counter(&self.counts).load(SeqCst)
     }
 
-    pub fn last_exec(&self) -> Exec {
+    pub(crate) fn last_exec(&self) -> Exec {
         self.state.lock().unwrap().execs.last().expect("no exec came").clone()
     }
 }
 
-pub fn info() -> Info {
+pub(crate) fn info() -> Info {
     Info {
         release: "0.1.0".to_owned(),
         hostname: "guesthost".to_owned(),

@@ -1,9 +1,5 @@
 //! The agent: one round trip for commands while it lives, and nothing lost when it does not.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -17,8 +13,9 @@ use hospes_protocol::keys::SecretKey;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use support::guest::Guest;
-use support::{Agent, Home, eventually, finish, text};
+
+use crate::guest::Guest;
+use crate::home::{Agent, Home, eventually, finish, text};
 
 fn state(home: &Home, vm: &str) -> String {
     let listing: Value = serde_json::from_str(&home.good(["list", "--json"])).unwrap();
@@ -283,7 +280,7 @@ fn events_tell_what_happens() {
         next("stopping");
         subscribed.store(true, std::sync::atomic::Ordering::SeqCst);
     });
-    let mut info = support::guest::info();
+    let mut info = crate::guest::info();
     info.hostname = "renamed\u{1b}[2J\u{202e}".to_owned();
     guest.event(&Event::Info(Box::new(info)));
     let event = next("info");

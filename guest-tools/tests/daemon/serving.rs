@@ -1,8 +1,5 @@
 //! A real `hospes-toolsd`, and hosts that are good, wrong or hostile.
 
-#[path = "daemon/harness.rs"]
-mod harness;
-
 use std::os::unix::fs::PermissionsExt;
 
 use hospes_protocol::control::{Answer, Ask, Event};
@@ -15,7 +12,7 @@ use hospes_protocol::version::Capabilities;
 
 use nix::sys::signal::{Signal, kill};
 
-use harness::{Connection, Guest, Outcome, command, host_key, myself, outcome, until};
+use crate::harness::{Connection, Guest, Outcome, command, host_key, myself, outcome, until};
 
 fn nobody() -> Ps {
     Ps { user: "no-user-has-this-name".into(), all: false }
