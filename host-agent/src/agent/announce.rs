@@ -1,9 +1,7 @@
 //! Guests that dial us to say that they are there: a hint to dial back, and never more.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::os::unix::net::UnixStream as StdStream;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -71,7 +69,11 @@ pub(crate) async fn unix(agent: Rc<Agent>, endpoint: Endpoint) {
     let mut name = path.clone().into_os_string();
     name.push(format!("_{ANNOUNCE_PORT}"));
     let path = PathBuf::from(name);
-    let Ok((listener, _kept)) = bind(&path) else { return };
+    // Another agent's is left alone.
+    let Ok((listener, _name)) = hospes_listen::unix::listen(path) else { return };
+    let Ok(listener) = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener)) else {
+        return;
+    };
     let slots = Arc::new(Semaphore::new(AT_ONCE));
     loop {
         match listener.accept().await {
@@ -79,26 +81,6 @@ pub(crate) async fn unix(agent: Rc<Agent>, endpoint: Endpoint) {
             Err(_) => sleep(EXHAUSTED).await,
         }
     }
-}
-
-/// The socket's file, which goes with the listener.
-struct Kept(PathBuf);
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-/// Another agent's socket is left alone; one that nobody serves was left by an agent that was killed.
-fn bind(path: &PathBuf) -> io::Result<(UnixListener, Kept)> {
-    if StdStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
-        fs::remove_file(path)?;
-    }
-    let listener = StdListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    Ok((UnixListener::from_std(listener)?, Kept(path.clone())))
 }
 
 fn hear(agent: &Rc<Agent>, slots: &Arc<Semaphore>, stream: UnixStream, endpoint: Endpoint) {

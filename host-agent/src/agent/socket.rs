@@ -1,11 +1,11 @@
 //! The agent's socket: mode 0600 in a directory of ours, one agent at a time.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener as StdListener;
 
+use hospes_listen::unix::{self, Name};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
 
@@ -25,16 +25,8 @@ pub struct AgentSocket {
 pub struct Kept {
     /// Held by lock: not the file but the lock says that an agent runs, and the kernel drops it with the process.
     _lock: Flock<File>,
-    /// Ours to remove.
-    path: Option<PathBuf>,
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            let _ = fs::remove_file(path);
-        }
-    }
+    /// Where the socket is ours.
+    _name: Option<Name>,
 }
 
 impl AgentSocket {
@@ -54,25 +46,16 @@ impl AgentSocket {
             return Err(AgentError::Running { path });
         };
         if let Some(fd) = given {
-            return Ok(Self { listener: fd.into(), kept: Kept { _lock: lock, path: None } });
+            return Ok(Self { listener: fd.into(), kept: Kept { _lock: lock, _name: None } });
         }
-        // A service manager's: it starts an agent for whoever connects, as we just did.
-        if StdStream::connect(&path).is_ok() {
-            return Err(AgentError::Running { path });
-        }
-        // With the lock ours and nobody listening, a file that is there was left by an agent that was killed.
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(AgentError::Io { act: "remove the last agent's socket", source: error });
+        // Somebody listens: a service manager, which starts an agent for whoever connects, as was just done.
+        let (listener, name) = match unix::listen(path.clone()) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                return Err(AgentError::Running { path });
             }
-            _ => (),
-        }
-        let bound = StdListener::bind(&path).and_then(|listener| {
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-            Ok(listener)
-        });
-        let listener = bound.map_err(|source| AgentError::Io { act: "make the agent's socket", source })?;
-        Ok(Self { listener, kept: Kept { _lock: lock, path: Some(path) } })
+            bound => bound.map_err(|source| AgentError::Io { act: "make the agent's socket", source })?,
+        };
+        Ok(Self { listener, kept: Kept { _lock: lock, _name: Some(name) } })
     }
 
     /// The socket in the event loop.
