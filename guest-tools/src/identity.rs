@@ -8,8 +8,8 @@ use hospes_protocol::handshake::machine_digest;
 use hospes_protocol::keys::SecretKey;
 
 use crate::atomic_file::{self, Durability};
-use crate::hex;
 use crate::paths::Paths;
+use hospes_protocol::hex;
 
 const FILE: u64 = 4 * 1024;
 const FIRST_LINE: &str = "hospes-guest-key 1";

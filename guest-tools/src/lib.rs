@@ -14,7 +14,6 @@ pub mod daemon;
 pub mod file;
 pub mod forward;
 pub mod handoff;
-pub mod hex;
 pub mod identity;
 pub mod info;
 pub mod logging;

@@ -13,8 +13,8 @@ use hospes_protocol::keys::PublicKey;
 
 use crate::atomic_file::{self, Durability};
 use crate::config::TrustMode;
-use crate::hex;
 use crate::paths::Paths;
+use hospes_protocol::hex;
 
 /// Bytes of one file of keys.
 const FILE: u64 = 64 * 1024;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use hospes_protocol::hex;
 use hospes_protocol::keys::SecretKey;
 use zeroize::Zeroizing;
 
@@ -145,7 +146,7 @@ fn load(path: &Path) -> Result<Option<SecretKey>, IdentityError> {
     }
     let mut text = Zeroizing::new(String::with_capacity(256));
     file.take(256).read_to_string(&mut text).map_err(at)?;
-    let seed = text.strip_prefix(PREFIX).and_then(|digits| unhex(digits.trim()));
+    let seed = text.strip_prefix(PREFIX).and_then(|digits| hex::decode(digits.trim()));
     let seed = Zeroizing::new(seed.ok_or_else(|| IdentityError::Malformed { path: path.to_owned() })?);
     Ok(Some(SecretKey::from_bytes(&seed)))
 }
@@ -155,35 +156,12 @@ fn save(path: &Path, key: &SecretKey, replace: bool) -> Result<(), IdentityError
         dirs::create(dir)?;
     }
     let seed = Zeroizing::new(key.to_bytes());
-    let text = Zeroizing::new(format!("{PREFIX} {}\n", &*Zeroizing::new(hex(&*seed))));
+    let text = Zeroizing::new(format!("{PREFIX} {}\n", &*Zeroizing::new(hex::encode(&*seed))));
     write_whole(path, text.as_bytes(), replace).map_err(|source| IdentityError::Io {
         act: "write",
         path: path.to_owned(),
         source,
     })
-}
-
-/// Lower-case hexadecimal.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// The bytes of exactly `2 N` hexadecimal digits.
-#[must_use]
-pub fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    if text.len() != 2 * N || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]
@@ -210,14 +188,5 @@ mod tests {
         fs::write(&path, "hospes-ed25519-secret 12").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         assert!(matches!(load_or_create_at(&path), Err(IdentityError::Malformed { .. })));
-    }
-
-    #[test]
-    fn hexadecimal_is_strict() {
-        assert_eq!(unhex::<2>("a0Ff"), Some([0xa0, 0xff]));
-        for bad in ["a0f", "a0ff0", "+1+2", "a0é"] {
-            assert_eq!(unhex::<2>(bad), None, "{bad}");
-        }
-        assert_eq!(hex(&[0, 0xab]), "00ab");
     }
 }

@@ -4,11 +4,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use hospes_protocol::hex;
 use hospes_protocol::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use crate::dirs::{self, DirsError};
-use crate::identity::{hex, unhex};
 use crate::registry::write_whole;
 use crate::vm::VmName;
 
@@ -139,7 +139,7 @@ impl Pins {
             Err(source) => return Err(PinError::Io { act: "read", path, source }),
         };
         let pin = toml::from_str::<PinFile>(&text).ok().and_then(|file| {
-            Some(Pin { key: PublicKey::from_text(&file.key).ok()?, machine: unhex(&file.machine)? })
+            Some(Pin { key: PublicKey::from_text(&file.key).ok()?, machine: hex::decode(&file.machine)? })
         });
         pin.map(Some).ok_or(PinError::Malformed { path })
     }
@@ -190,7 +190,7 @@ impl Pins {
     fn save(&self, vm: &VmName, pin: Pin, replace: bool) -> Result<(), PinError> {
         dirs::create(&self.dir)?;
         let path = self.path(vm);
-        let text = format!("key = \"{}\"\nmachine = \"{}\"\n", pin.key.to_text(), hex(&pin.machine));
+        let text = format!("key = \"{}\"\nmachine = \"{}\"\n", pin.key.to_text(), hex::encode(&pin.machine));
         write_whole(&path, text.as_bytes(), replace).map_err(|source| PinError::Io {
             act: "write",
             path,

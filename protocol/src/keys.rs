@@ -7,6 +7,8 @@ use ed25519_dalek::{Signature, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::hex;
+
 /// A public key as it stands in a hello, a file or a pin. Whether it is a valid point is found out when a signature
 /// is checked.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -23,7 +25,7 @@ impl PublicKey {
     /// The key as one line of text, as trust files and `hospes key show` have it.
     #[must_use]
     pub fn to_text(&self) -> String {
-        format!("{} {}", Self::PREFIX, hex(&self.0))
+        format!("{} {}", Self::PREFIX, hex::encode(&self.0))
     }
 
     /// Reads [`to_text`](Self::to_text)'s form; what follows the digits is a comment.
@@ -50,7 +52,7 @@ impl PublicKey {
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let digest = Sha256::digest(self.0);
-        let groups: Vec<String> = digest[..16].chunks(4).map(hex).collect();
+        let groups: Vec<String> = digest[..16].chunks(4).map(hex::encode).collect();
         format!("SHA256:{}", groups.join("-"))
     }
 
@@ -127,10 +129,6 @@ impl SignatureBytes {
         bytes[32..].copy_from_slice(&self.1);
         bytes
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn nibble(digit: u8) -> Option<u8> {

@@ -109,6 +109,7 @@ pub mod file;
 pub mod forward;
 pub mod frame;
 pub mod handshake;
+pub mod hex;
 pub mod info;
 pub mod keys;
 pub mod limits;

@@ -71,6 +71,21 @@ impl Host {
         Ok(host)
     }
 
+    /// One with that shared identity, which knows a guest by the name `vm`.
+    pub fn of(guest: &Guest) -> Result<Self> {
+        let host = Self::sharing_identity()?;
+        host.add("vm", guest)?;
+        Ok(host)
+    }
+
+    /// As [`of`](Self::of), with an agent, and the guest's tools have answered.
+    pub fn with_agent_of(guest: &Guest) -> Result<Self> {
+        let mut host = Self::of(guest)?;
+        host.start_agent()?;
+        host.run(&["wait", "vm", "--timeout", "60s"])?.text()?;
+        Ok(host)
+    }
+
     /// Starts the agent, and waits for its socket.
     pub fn start_agent(&mut self) -> Result<()> {
         let log = self.home.path().join("agent.log");

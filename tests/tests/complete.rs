@@ -20,8 +20,7 @@ static GUEST: SharedGuest = SharedGuest::new(|| with_tools("complete")).prepared
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn host(guest: &Guest) -> Result<Host> {
-    let host = Host::sharing_identity()?;
-    host.add("vm", guest)?;
+    let host = Host::of(guest)?;
     // Its user's session is begun: no completion waits for that.
     host.run(&["exec", "vm", "--", "true"])?.text()?;
     Ok(host)

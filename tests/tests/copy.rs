@@ -28,8 +28,7 @@ const LOOK: &str = "find . ! -type d -printf '%P %y %m %T@ %s %n %l\\n' | sort; 
                     find . -type f -exec sha256sum {} + | sort";
 
 fn host(guest: &Guest) -> Result<Host> {
-    let host = Host::sharing_identity()?;
-    host.add("vm", guest)?;
+    let host = Host::of(guest)?;
     host.run(&["wait", "vm", "--timeout", "60s"])?.text()?;
     // The user's first session takes its time where the machine is busy.
     host.run(&["exec", "--connect-timeout", "90s", "vm", "--", "true"])?.text()?;

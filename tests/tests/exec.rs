@@ -4,17 +4,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Guest, Host, Ran, SharedGuest, tools_started, with_tools};
+use integration_tests::{Host, Ran, SharedGuest, tools_started, with_tools};
 
 static GUEST: SharedGuest = SharedGuest::new(|| with_tools("exec")).prepared(tools_started);
-
-fn host(guest: &Guest) -> Result<Host> {
-    let mut host = Host::sharing_identity()?;
-    host.add("vm", guest)?;
-    host.start_agent()?;
-    host.run(&["wait", "vm", "--timeout", "60s"])?.text()?;
-    Ok(host)
-}
 
 fn exec(host: &Host, words: &[&str]) -> Result<Ran> {
     host.run(&[&["exec", "vm", "--"], words].concat())
@@ -23,7 +15,7 @@ fn exec(host: &Host, words: &[&str]) -> Result<Ran> {
 #[test]
 fn streams_and_status_are_the_commands_own() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::with_agent_of(&guest)?;
     let ran = exec(&host, &["sh", "-c", "echo out; echo err >&2; exit 7"])?;
     assert_eq!((ran.status, ran.stdout.as_slice(), ran.stderr.as_str()), (7, &b"out\n"[..], "err\n"));
     let ran = host.run_with(&["exec", "-i", "vm", "--", "tr", "a-z", "A-Z"], b"from stdin")?;
@@ -34,7 +26,7 @@ fn streams_and_status_are_the_commands_own() -> Result<()> {
 #[test]
 fn the_command_is_the_users_in_a_session_of_their_own() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::with_agent_of(&guest)?;
     let text = exec(&host, &["sh", "-c", "id -un; pwd; echo $XDG_RUNTIME_DIR; echo $HOME"])?.text()?;
     assert_eq!(text, "dev\n/home/dev\n/run/user/1000\n/home/dev\n");
     let eve = host.run(&["exec", "-u", "eve", "vm", "--", "id", "-un"])?.text()?;
@@ -48,7 +40,7 @@ fn the_command_is_the_users_in_a_session_of_their_own() -> Result<()> {
 #[test]
 fn exit_codes_are_those_that_shell_users_know() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::with_agent_of(&guest)?;
     assert_eq!(exec(&host, &["no-such-program"])?.status, 127);
     assert_eq!(exec(&host, &["/etc/passwd"])?.status, 126);
     assert_eq!(exec(&host, &["sh", "-c", "kill -TERM $$"])?.status, 128 + 15);
@@ -60,7 +52,7 @@ fn exit_codes_are_those_that_shell_users_know() -> Result<()> {
 #[test]
 fn megabytes_cross_both_ways_unchanged() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::with_agent_of(&guest)?;
     let sent: Vec<u8> =
         (0u32..6 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect();
     let ran = host.run_with(&["exec", "-i", "vm", "--", "cat"], &sent)?;
@@ -72,7 +64,7 @@ fn megabytes_cross_both_ways_unchanged() -> Result<()> {
 #[test]
 fn output_to_one_file_keeps_its_order() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::with_agent_of(&guest)?;
     let script = "for n in $(seq 500); do echo $n; echo $n >&2; done";
     let path = host.home().join("both");
     let file = std::fs::File::create(&path)?;
@@ -91,7 +83,7 @@ fn output_to_one_file_keeps_its_order() -> Result<()> {
 #[test]
 fn a_loop_over_a_file_keeps_its_own_stdin() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::with_agent_of(&guest)?;
     let loop_ = format!(
         "printf 'one\\ntwo\\nthree\\n' | while read word; do '{0}' exec -n vm -- echo \"$word\"; done",
         host.program().display()
@@ -104,7 +96,7 @@ fn a_loop_over_a_file_keeps_its_own_stdin() -> Result<()> {
 #[test]
 fn a_closed_pipe_ends_an_endless_command() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::with_agent_of(&guest)?;
     let pipe = format!(
         "'{}' exec vm -- sh -c 'echo $$; exec yes marker-of-this-test' | head -n 3",
         host.program().display()
@@ -119,7 +111,7 @@ fn a_closed_pipe_ends_an_endless_command() -> Result<()> {
 #[test]
 fn a_terminal_has_the_callers_size_and_an_end_of_file() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::with_agent_of(&guest)?;
     let line = format!(
         "stty rows 33 cols 101; exec '{}' exec -t vm -- sh -c 'tty; stty size'",
         host.program().display()
@@ -139,7 +131,7 @@ fn a_terminal_has_the_callers_size_and_an_end_of_file() -> Result<()> {
 #[test]
 fn a_killed_client_takes_its_whole_command_down() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::with_agent_of(&guest)?;
     // The shell ignores the hang-up, and its child is in a session of its own.
     let script = "trap '' HUP; echo ready; setsid sleep 98765 & sleep 98765";
     let mut child = host
@@ -156,7 +148,7 @@ fn a_killed_client_takes_its_whole_command_down() -> Result<()> {
 #[test]
 fn a_timeout_ends_the_command_and_says_so() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::with_agent_of(&guest)?;
     let ran = host.run(&["exec", "--timeout", "1s", "vm", "--", "sleep", "4321"])?;
     ensure!(ran.status == 124, "status {}: {}", ran.status, ran.stderr);
     assert_eq!(guest.sh("pgrep -f 'sleep [4]321'")?.stdout, "");
@@ -166,7 +158,7 @@ fn a_timeout_ends_the_command_and_says_so() -> Result<()> {
 #[test]
 fn a_detached_command_is_found_again_with_its_output() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::with_agent_of(&guest)?;
     let script = "echo before; until [ -e /tmp/go-on ]; do sleep 0.2; done; echo after; exit 3";
     let id = host.run(&["exec", "--detach", "vm", "--", "sh", "-c", script])?.text()?;
     guest.check("touch /tmp/go-on")?;

@@ -16,14 +16,6 @@ static GUEST: SharedGuest = SharedGuest::new(|| with_tools("faults")).prepared(t
 /// Held by whoever kills in the shared guest: one test's victim is another's command.
 static KILLING: Mutex<()> = Mutex::new(());
 
-fn host(guest: &Guest) -> Result<Host> {
-    let mut host = Host::sharing_identity()?;
-    host.add("vm", guest)?;
-    host.start_agent()?;
-    host.run(&["wait", "vm", "--timeout", "60s"])?.text()?;
-    Ok(host)
-}
-
 /// One random number generator for a run, so that a failing run can be repeated: `FAULTS_SEED`.
 struct Dice(u64);
 
@@ -78,7 +70,7 @@ fn start(host: &Host, words: &[&str]) -> Result<Child> {
 fn random_kills_end_in_the_right_result_or_a_clear_error() -> Result<()> {
     let guest = GUEST.get()?;
     let _alone = KILLING.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut host = host(&guest)?;
+    let mut host = Host::with_agent_of(&guest)?;
     let mut dice = Dice::new();
     let source = host.home().join("source");
     let content: Vec<u8> = (0u32..3 << 20).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
@@ -155,7 +147,7 @@ fn random_kills_end_in_the_right_result_or_a_clear_error() -> Result<()> {
 fn killing_the_daemon_or_the_agent_ends_no_command() -> Result<()> {
     let guest = GUEST.get()?;
     let _alone = KILLING.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut host = host(&guest)?;
+    let mut host = Host::with_agent_of(&guest)?;
     let script = "echo started; until [ -e /tmp/daemon-killed ]; do sleep 0.2; done; echo survived";
     let mut child = start(&host, &["exec", "vm", "--", "sh", "-c", script])?;
     // Its first line is there: it was handed over.
@@ -182,7 +174,7 @@ fn killing_the_daemon_or_the_agent_ends_no_command() -> Result<()> {
 fn a_paused_guest_goes_on_where_it_was() -> Result<()> {
     let guest = Guest::boot(with_tools("faults-paused")?)?;
     tools_started(&guest)?;
-    let host = host(&guest)?;
+    let host = Host::with_agent_of(&guest)?;
     let child = start(&host, &["exec", "vm", "--", "sh", "-c", "echo a; sleep 2; echo b; exit 5"])?;
     thread::sleep(Duration::from_secs(1));
     guest.pause()?;
@@ -197,7 +189,7 @@ fn a_paused_guest_goes_on_where_it_was() -> Result<()> {
 fn a_killed_device_is_an_error_here_at_once() -> Result<()> {
     let guest = Guest::boot(with_tools("faults-device")?)?;
     tools_started(&guest)?;
-    let host = host(&guest)?;
+    let host = Host::with_agent_of(&guest)?;
     let child = start(&host, &["exec", "vm", "--", "sleep", "600"])?;
     guest.wait_until("pgrep -fx 'sleep 600'", Duration::from_secs(30))?;
     let pid = guest.vsock_pid().context("the guest has a device")?;

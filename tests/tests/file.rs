@@ -237,8 +237,7 @@ fn prepared(guest: &Guest) -> Result<()> {
 static GUEST: SharedGuest = SharedGuest::new(|| with_tools("file")).prepared(prepared);
 
 fn booted(guest: &Guest) -> Result<Host> {
-    let host = Host::sharing_identity()?;
-    host.add("vm", guest)?;
+    let host = Host::of(guest)?;
     host.run(&["wait", "vm", "--timeout", "60s"])?.text()?;
     host.run(&["exec", "--connect-timeout", "120s", "vm", "--", "true"])?.text()?;
     Ok(host)

@@ -5,22 +5,16 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Guest, Host, SharedGuest, tools_started, with_tools};
+use integration_tests::{Host, SharedGuest, tools_started, with_tools};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 static GUEST: SharedGuest = SharedGuest::new(|| with_tools("logs")).prepared(tools_started);
 
-fn host(guest: &Guest) -> Result<Host> {
-    let host = Host::sharing_identity()?;
-    host.add("vm", guest)?;
-    Ok(host)
-}
-
 #[test]
 fn the_daemons_and_the_workers_lines_are_shown_and_no_escape_in_them() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::of(&guest)?;
     host.run(&["exec", "vm", "--", "echo", "a\u{1b}[2Jb"])?.text()?;
     let lines = host.run(&["logs", "vm"])?.text()?;
     let told = |words: &[&str]| {
@@ -38,7 +32,7 @@ fn the_daemons_and_the_workers_lines_are_shown_and_no_escape_in_them() -> Result
 #[test]
 fn new_lines_come_as_they_are_written_and_leave_nothing_behind() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::of(&guest)?;
     let mut child = host
         .command(&["logs", "vm", "-f", "-n", "1"])
         .stdin(Stdio::null())
@@ -65,7 +59,7 @@ fn new_lines_come_as_they_are_written_and_leave_nothing_behind() -> Result<()> {
 #[test]
 fn a_user_who_may_not_read_the_journal_is_told_no_lies() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::of(&guest)?;
     let ran = host.run(&["logs", "vm", "-u", "eve"])?;
     ensure!(!ran.stdout.windows(6).any(|bytes| bytes == b"exec a"), "{ran:?}");
     Ok(())

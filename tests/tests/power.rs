@@ -9,8 +9,7 @@ use serde_json::Value;
 fn booted(name: &str) -> Result<(Guest, Host)> {
     let guest = Guest::boot(with_tools(name)?)?;
     tools_started(&guest)?;
-    let host = Host::sharing_identity()?;
-    host.add("vm", &guest)?;
+    let host = Host::of(&guest)?;
     Ok((guest, host))
 }
 

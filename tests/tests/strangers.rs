@@ -8,7 +8,7 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Beside, Guest, Host, SharedGuest, tools_started, with_tools};
+use integration_tests::{Beside, Host, SharedGuest, tools_started, with_tools};
 
 static GUEST: SharedGuest = SharedGuest::new(|| with_tools("strangers")).prepared(tools_started);
 
@@ -90,17 +90,11 @@ fn another_user_of_the_host_gets_nothing_from_the_agent() -> Result<()> {
     Ok(())
 }
 
-fn host(guest: &Guest) -> Result<Host> {
-    let host = Host::sharing_identity()?;
-    host.add("vm", guest)?;
-    Ok(host)
-}
-
 #[test]
 fn a_guests_own_programs_are_not_the_host_on_its_port() -> Result<()> {
     let guest = GUEST.get()?;
     let _daemon = DAEMON.read().unwrap_or_else(PoisonError::into_inner);
-    let host = host(&guest)?;
+    let host = Host::of(&guest)?;
     assert_eq!(host.run(&["exec", "vm", "--", "echo", "here"])?.text()?, "here\n");
     guest.check("modprobe vsock_loopback")?;
     let since = guest.check("date +%s.%N")?;
@@ -125,7 +119,7 @@ fn a_guests_own_programs_are_not_the_host_on_its_port() -> Result<()> {
 fn an_ordinary_user_of_the_guest_cannot_take_the_daemons_place() -> Result<()> {
     let guest = GUEST.get()?;
     let _daemon = DAEMON.write().unwrap_or_else(PoisonError::into_inner);
-    let host = host(&guest)?;
+    let host = Host::of(&guest)?;
     host.run(&["exec", "vm", "--", "true"])?.text()?;
     // With the port free: it is the kernel that forbids, and not that somebody has it already.
     guest.check("systemctl stop hospes-toolsd")?;
@@ -142,7 +136,7 @@ fn an_ordinary_user_of_the_guest_cannot_take_the_daemons_place() -> Result<()> {
 fn no_user_of_the_guest_hands_connections_to_a_worker_not_even_their_own() -> Result<()> {
     let guest = GUEST.get()?;
     let _daemon = DAEMON.read().unwrap_or_else(PoisonError::into_inner);
-    let host = host(&guest)?;
+    let host = Host::of(&guest)?;
     host.run(&["exec", "vm", "--", "true"])?.text()?;
     let socket = guest.check("echo /run/hospes/session/$(id -u dev).sock")?;
     let socket = socket.trim();

@@ -1,20 +1,14 @@
 //! Guest variables between `hospes var` here and `hospes-tools var` in a booted guest.
 
 use anyhow::{Result, ensure};
-use integration_tests::{Guest, Host, SharedGuest, tools_started, with_tools};
+use integration_tests::{Host, SharedGuest, tools_started, with_tools};
 
 static GUEST: SharedGuest = SharedGuest::new(|| with_tools("var")).prepared(tools_started);
-
-fn host(guest: &Guest) -> Result<Host> {
-    let host = Host::sharing_identity()?;
-    host.add("vm", guest)?;
-    Ok(host)
-}
 
 #[test]
 fn a_value_crosses_both_ways_byte_for_byte() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::of(&guest)?;
     host.run_with(&["var", "vm", "set", "bytes", "-"], b"\x00\xff\n\n")?.text()?;
     assert_eq!(guest.check("su eve -c 'hospes-tools var get bytes' | od -An -tx1")?, " 00 ff 0a 0a\n");
     guest.check("hospes-tools var set guest.ready 'yes, it is'")?;
@@ -27,7 +21,7 @@ fn a_value_crosses_both_ways_byte_for_byte() -> Result<()> {
 #[test]
 fn users_read_and_root_alone_sets_and_takes_secrets_once() -> Result<()> {
     let guest = GUEST.get()?;
-    let host = host(&guest)?;
+    let host = Host::of(&guest)?;
     host.run_with(&["var", "vm", "set", "token", "-", "--secret"], b"hunter2")?.text()?;
     ensure!(host.run(&["var", "vm", "get", "token"])?.status == 125, "the host reads a secret back");
     let listed = host.run(&["var", "vm", "list", "--json"])?.text()?;

@@ -13,10 +13,10 @@ use serde::Serialize;
 
 use super::{UNHEALTHY, json};
 use crate::audit::printable;
-use crate::hex;
 use crate::paths::Paths;
 use crate::variable::local::{self, CallError};
 use crate::variable::read_public;
+use hospes_protocol::hex;
 
 /// Small named values that the host leaves for this guest, and this guest for its host
 ///

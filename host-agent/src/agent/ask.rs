@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hospes_protocol::handshake::SessionId;
+use hospes_protocol::hex;
 use hospes_protocol::info::Info;
 use hospes_protocol::ticket::{Opened, Ticket};
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,6 @@ use serde::{Deserialize, Serialize};
 use crate::dirs;
 use crate::endpoint::Endpoint;
 use crate::endpoint::wait_readable;
-use crate::identity::{hex, unhex};
 use crate::vm::{Vm, VmName};
 
 /// How long a command waits for an agent that took its question.
@@ -261,10 +261,10 @@ impl From<&IssuedTicket> for TicketText {
     fn from(issued: &IssuedTicket) -> Self {
         let IssuedTicket { ticket, opened } = issued;
         Self {
-            session: hex(&ticket.session.0),
+            session: hex::encode(&ticket.session.0),
             serial: ticket.serial,
-            mac: hex(&ticket.mac),
-            opened: hex(&opened.mac),
+            mac: hex::encode(&ticket.mac),
+            opened: hex::encode(&opened.mac),
         }
     }
 }
@@ -273,11 +273,11 @@ impl TicketText {
     fn parse(&self) -> Option<IssuedTicket> {
         Some(IssuedTicket {
             ticket: Ticket {
-                session: SessionId(unhex(&self.session)?),
+                session: SessionId(hex::decode(&self.session)?),
                 serial: self.serial,
-                mac: unhex(&self.mac)?,
+                mac: hex::decode(&self.mac)?,
             },
-            opened: Opened { mac: unhex(&self.opened)? },
+            opened: Opened { mac: hex::decode(&self.opened)? },
         })
     }
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use clap::{Parser, Subcommand};
 use hospes_protocol::control::{Answer, Ask};
 use hospes_protocol::error::ErrorKind;
+use hospes_protocol::hex;
 use hospes_protocol::limits::VARIABLE_VALUE;
 use hospes_protocol::variable::{Owner, Variable, check_name, check_value};
 use serde::Serialize;
@@ -174,7 +175,7 @@ fn told(variable: &Variable) -> Told<'_> {
         owner: if Owner::of(&variable.name) == Owner::Guest { "guest" } else { "host" },
         secret: variable.secret,
         value: text,
-        value_hex: binary.then(|| variable.value.iter().map(|byte| format!("{byte:02x}")).collect()),
+        value_hex: binary.then(|| hex::encode(&variable.value)),
     }
 }
 

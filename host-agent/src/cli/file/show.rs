@@ -1,8 +1,7 @@
 //! How files look: long lines for people, JSON for programs.
 
-use std::fmt::Write;
-
 use hospes_protocol::file::{Entry, Stat};
+use hospes_protocol::hex;
 use serde::Serialize;
 
 use crate::printable;
@@ -86,12 +85,7 @@ fn lossy(bytes: &[u8]) -> String {
 }
 
 fn hex_unless_text(bytes: &[u8]) -> Option<String> {
-    std::str::from_utf8(bytes).is_err().then(|| {
-        bytes.iter().fold(String::new(), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
-    })
+    std::str::from_utf8(bytes).is_err().then(|| hex::encode(bytes))
 }
 
 /// Bytes of an entry's names.

@@ -1,4 +1,4 @@
-//! Hexadecimal digits, as our own files have them.
+//! Hexadecimal digits, as the files of both ends have them.
 
 /// The bytes' digits, in lower case.
 #[must_use]
@@ -35,5 +35,8 @@ mod tests {
         assert_eq!(decode::<2>("00f"), None);
         assert_eq!(decode::<2>("00fg"), None);
         assert_eq!(decode::<2>("00ff00"), None);
+        assert_eq!(decode::<2>("A0Ff"), Some([0xa0, 0xff]));
+        assert_eq!(decode::<2>("+1+2"), None);
+        assert_eq!(decode::<2>("a0é"), None);
     }
 }
