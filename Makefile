@@ -74,7 +74,9 @@ demo: setup lab build package
 	cargo run --quiet --locked -p integration-tests --bin demo
 
 bench: setup lab build floor package
-	@$(env) say 'Measuring'; \
+	@$(env) VSOCK_PEER=$$(sh tests/lab/peers.sh vsock-device); export VSOCK_PEER; \
+	cargo build --quiet --locked --profile lab -p host-hv --example vsock_bench; \
+	say 'Measuring'; \
 	cargo run --quiet --locked --profile lab -p integration-tests --bin bench
 
 test-vsock: setup lab build package

@@ -11,7 +11,7 @@ use crate::rig::{FLOOR, Rig, run, seconds};
 use crate::row::{Row, median};
 
 const ROUNDS: usize = 3;
-const MIB: usize = 1 << 20;
+pub(crate) const MIB: usize = 1 << 20;
 /// The floor's writes: the best of them is the bare stream.
 const WRITES: [usize; 4] = [4 << 10, 16 << 10, 64 << 10, BEST_WRITE];
 const BEST_WRITE: usize = 256 << 10;
@@ -154,7 +154,7 @@ pub(crate) fn scp_to_guest(rig: &Rig, options: &[&str], source: &str) -> Result<
     run(scp.args(words).args(options).arg(source).arg(target).stdout(Stdio::null()))
 }
 
-fn pour(to: &mut impl Write, bytes: usize, write: usize) -> io::Result<()> {
+pub(crate) fn pour(to: &mut impl Write, bytes: usize, write: usize) -> io::Result<()> {
     let (mut left, buffer) = (bytes, vec![0x5a; write]);
     while left > 0 {
         let n = left.min(write);
@@ -164,7 +164,7 @@ fn pour(to: &mut impl Write, bytes: usize, write: usize) -> io::Result<()> {
     Ok(())
 }
 
-fn drain(from: &mut impl Read) -> io::Result<usize> {
+pub(crate) fn drain(from: &mut impl Read) -> io::Result<usize> {
     let (mut total, mut buffer) = (0, vec![0; 256 << 10]);
     loop {
         match from.read(&mut buffer)? {

@@ -1,7 +1,7 @@
 //! `make bench`: what Hospes costs, beside its peers and the floor, in the same guest and the same run.
 //!
 //! ```text
-//! bench [AREA …]     exec, bytes, files, cost; all without
+//! bench [AREA …]     exec, bytes, files, cost, vsock; all without
 //! ```
 //! Measurements of one row are interleaved, so that a machine whose speed drifts slows all of them alike; a figure is a
 //! median, and a bar is held against ratios of the same run. `target/bench.json` is a list of rows, `{area, metric, unit,
@@ -14,6 +14,7 @@ mod exec;
 mod files;
 mod rig;
 mod row;
+mod vsock;
 
 use std::process::ExitCode;
 
@@ -24,8 +25,13 @@ use row::{Row, merge, print};
 
 type Area = (&'static str, fn(&mut Rig) -> Result<Vec<Row>>);
 
-const AREAS: &[Area] =
-    &[("exec", exec::measure), ("bytes", bytes::measure), ("files", files::measure), ("cost", cost::measure)];
+const AREAS: &[Area] = &[
+    ("exec", exec::measure),
+    ("bytes", bytes::measure),
+    ("files", files::measure),
+    ("cost", cost::measure),
+    ("vsock", vsock::measure),
+];
 
 fn main() -> ExitCode {
     match run() {

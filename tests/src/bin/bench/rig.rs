@@ -32,9 +32,7 @@ impl Rig {
         let guest = Guest::boot(spec)?;
         guest.install(&[Lab::package()?])?;
         guest.wait_until("systemctl is-active hospes-toolsd", Duration::from_secs(60))?;
-        let floor = fs::read(Lab::guest_program("floor")?)?;
-        guest.put(FLOOR, 0o755, &floor)?;
-        guest.check(&format!("systemd-run --quiet --unit=floor {FLOOR} {FLOOR_PORT}"))?;
+        serve_floor(&guest)?;
         guest.check("systemctl start qemu-guest-agent")?;
         let mut host = Host::new()?;
         host.add("dev", &guest)?;
@@ -54,24 +52,7 @@ impl Rig {
 
     /// A connection to the floor with its order sent.
     pub(crate) fn floor(&self, order: &str) -> Result<Floor> {
-        let mut stream = UnixStream::connect(self.guest.vsock_path())?;
-        // Together, as any careful client would: the order waits in the socket until the guest has answered.
-        stream.write_all(format!("CONNECT {FLOOR_PORT}\n{order}").as_bytes())?;
-        let mut answer = Vec::new();
-        let mut floor = Floor(stream);
-        loop {
-            match floor.read_byte()? {
-                b'\n' => break,
-                byte if answer.len() < 64 => answer.push(byte),
-                _ => bail!("The vsock device answered {:?}", String::from_utf8_lossy(&answer)),
-            }
-        }
-        ensure!(
-            answer.starts_with(b"OK "),
-            "The vsock device answered {:?}",
-            String::from_utf8_lossy(&answer)
-        );
-        Ok(floor)
+        connect_floor(&self.guest, order)
     }
 
     /// `ssh` to the guest, with these options more.
@@ -80,6 +61,30 @@ impl Rig {
         command.args(options).args(words).stdin(Stdio::null()).stdout(Stdio::null());
         Ok(command)
     }
+}
+
+/// Starts the floor's server in a guest.
+pub(crate) fn serve_floor(guest: &Guest) -> Result<()> {
+    guest.put(FLOOR, 0o755, &fs::read(Lab::guest_program("floor")?)?)?;
+    guest.check(&format!("systemd-run --quiet --unit=floor {FLOOR} {FLOOR_PORT}")).map(drop)
+}
+
+/// A connection to the floor with its order sent.
+pub(crate) fn connect_floor(guest: &Guest, order: &str) -> Result<Floor> {
+    let mut stream = UnixStream::connect(guest.vsock_path())?;
+    // Together, as any careful client would: the order waits in the socket until the guest has answered.
+    stream.write_all(format!("CONNECT {FLOOR_PORT}\n{order}").as_bytes())?;
+    let mut answer = Vec::new();
+    let mut floor = Floor(stream);
+    loop {
+        match floor.read_byte()? {
+            b'\n' => break,
+            byte if answer.len() < 64 => answer.push(byte),
+            _ => bail!("The vsock device answered {:?}", String::from_utf8_lossy(&answer)),
+        }
+    }
+    ensure!(answer.starts_with(b"OK "), "The vsock device answered {:?}", String::from_utf8_lossy(&answer));
+    Ok(floor)
 }
 
 /// A connection to the floor's server.
