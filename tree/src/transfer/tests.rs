@@ -151,31 +151,26 @@ fn a_cut_anywhere_is_taken_up_again() {
     }
 }
 
+/// Copies `one` to `to` over a connection that nobody makes anew; how it ended on both sides.
+fn once(dir: &tempfile::TempDir, (ours, theirs): (UnixStream, UnixStream), cancel: &Cancel) -> Ends {
+    let consumer = writer(&dir.path().join("to"));
+    let receiving = thread::spawn(move || {
+        let link = Link::new(theirs.into(), vec![]);
+        receive(link, &mut NoRelink, consumer, Receive::Report, &Cancel::default())
+    });
+    let link = Link::new(ours.into(), vec![]);
+    let sent = send(link, &mut NoRelink, reader(&dir.path().join("one")), Send::Report, cancel);
+    (sent, receiving.join().unwrap())
+}
+
 #[test]
 fn a_cut_that_nothing_follows_is_an_error_on_both_sides_and_leaves_no_part() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("one"), vec![1; 5_000_000]).unwrap();
     let (ours, theirs) = fragile(3_000_000, usize::MAX);
-    let to = dir.path().join("to");
-    let consumer = writer(&to);
-    let receiving = thread::spawn(move || {
-        receive(
-            Link::new(theirs.into(), vec![]),
-            &mut NoRelink,
-            consumer,
-            Receive::Report,
-            &Cancel::default(),
-        )
-    });
-    let sent = send(
-        Link::new(ours.into(), vec![]),
-        &mut NoRelink,
-        reader(&dir.path().join("one")),
-        Send::Report,
-        &Cancel::default(),
-    );
+    let (sent, received) = once(&dir, (ours, theirs), &Cancel::default());
     assert!(matches!(sent, Err(TransferError::Cut { .. })));
-    assert!(matches!(receiving.join().unwrap(), Err(TransferError::Cut { .. })));
+    assert!(matches!(received, Err(TransferError::Cut { .. })));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
@@ -212,28 +207,9 @@ fn a_cancelled_copy_tells_the_other_side() {
     fs::write(dir.path().join("one"), vec![1; 5_000_000]).unwrap();
     let cancel = Cancel::default();
     cancel.cancel();
-    let to = dir.path().join("to");
-    let consumer = writer(&to);
-    let receiving = thread::spawn(move || {
-        receive(
-            Link::new(theirs.into(), vec![]),
-            &mut NoRelink,
-            consumer,
-            Receive::Report,
-            &Cancel::default(),
-        )
-    });
-    let sent = send(
-        Link::new(ours.into(), vec![]),
-        &mut NoRelink,
-        reader(&dir.path().join("one")),
-        Send::Report,
-        &cancel,
-    );
+    let (sent, received) = once(&dir, (ours, theirs), &cancel);
     assert!(matches!(sent, Err(TransferError::Ours(error)) if error.kind == ErrorKind::CANCELLED));
-    assert!(
-        matches!(receiving.join().unwrap(), Err(TransferError::Peer(error)) if error.kind == ErrorKind::CANCELLED)
-    );
+    assert!(matches!(received, Err(TransferError::Peer(error)) if error.kind == ErrorKind::CANCELLED));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
