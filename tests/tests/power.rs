@@ -1,5 +1,7 @@
 //! `hospes stop` and `hospes reboot` against a booted guest: its own systemd, logind and scripts.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -86,5 +88,47 @@ fn a_failing_script_and_an_inhibitor_keep_the_guest_up_until_it_is_forced_to_reb
         Ok(())
     })?;
     ensure!(guest.check("cat /proc/sys/kernel/random/boot_id")? != before, "it is the same boot");
+    Ok(())
+}
+
+#[test]
+fn a_guest_sleeps_between_its_scripts_and_is_itself_when_it_wakes() -> Result<()> {
+    let (guest, mut host) = booted("power-suspend")?;
+    host.start_agent()?;
+    host.wait_connected("vm")?;
+    // The machine's clock wakes it: a machine that is emulated has no other way.
+    script(&guest, "suspend.d/10-alarm", "echo +30 >/sys/class/rtc/rtc0/wakealarm; date +%s >/root/asleep")?;
+    script(&guest, "resume.d/10-note", "echo \"$1 $HOSPES_ACTION\" >/root/awake")?;
+    let kept = host.run(&[
+        "exec",
+        "--detach",
+        "vm",
+        "--",
+        "sh",
+        "-c",
+        "until [ -e /tmp/go ]; do sleep 0.2; done; echo kept",
+    ])?;
+    let kept = kept.text()?.trim().to_owned();
+    let mut watching =
+        host.command(&["events", "vm", "--json"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut events = BufReader::new(watching.stdout.take().context("it has a pipe")?).lines();
+
+    let ran = host.run(&["suspend", "vm", "--json"])?;
+    ensure!(ran.status == 0, "{}\n{}", ran.stderr, guest.console());
+    assert_eq!(json(&ran.stdout)?["by"].as_str(), Some("logind"));
+    guest.wait_until("test -e /root/awake", Duration::from_secs(120))?;
+    assert_eq!(guest.check("cat /root/awake")?, "resume resume\n");
+    ensure!(guest.check("journalctl -k")?.contains("PM: suspend exit"), "it never slept");
+    loop {
+        let event = json(events.next().context("the agent ended")??.as_bytes())?;
+        if event["event"] == "resumed" {
+            break;
+        }
+    }
+    watching.kill()?;
+    watching.wait()?;
+    // What ran before it slept runs on, and whoever comes is served.
+    assert_eq!(host.run(&["exec", "vm", "--", "touch", "/tmp/go"])?.status, 0);
+    assert_eq!(host.run(&["attach", "vm", &kept])?.text()?, "kept\n");
     Ok(())
 }
