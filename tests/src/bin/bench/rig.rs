@@ -11,6 +11,8 @@ use integration_tests::{Guest, GuestSpec, Host, Lab};
 
 /// The floor's program in the guest.
 pub(crate) const FLOOR: &str = "/usr/local/bin/floor";
+/// A stream that moves nothing for so long has stalled.
+const STALL: Duration = Duration::from_secs(15);
 /// The floor's vsock port in the guest.
 const FLOOR_PORT: u32 = 5000;
 
@@ -69,10 +71,23 @@ pub(crate) fn serve_floor(guest: &Guest) -> Result<()> {
     guest.check(&format!("systemd-run --quiet --unit=floor {FLOOR} {FLOOR_PORT}")).map(drop)
 }
 
-/// A connection to the floor with its order sent.
+/// A connection to the floor, the order sent together with the request for it, as any careful client would: it waits
+/// in the socket until the guest has answered.
 pub(crate) fn connect_floor(guest: &Guest, order: &str) -> Result<Floor> {
+    connect(guest, order)
+}
+
+/// The same, the order sent behind the answer: vhost-device-vsock drops what comes together with the request.
+pub(crate) fn connect_floor_in_steps(guest: &Guest, order: &str) -> Result<Floor> {
+    let mut floor = connect(guest, "")?;
+    floor.0.write_all(order.as_bytes())?;
+    Ok(floor)
+}
+
+fn connect(guest: &Guest, order: &str) -> Result<Floor> {
     let mut stream = UnixStream::connect(guest.vsock_path())?;
-    // Together, as any careful client would: the order waits in the socket until the guest has answered.
+    stream.set_read_timeout(Some(STALL))?;
+    stream.set_write_timeout(Some(STALL))?;
     stream.write_all(format!("CONNECT {FLOOR_PORT}\n{order}").as_bytes())?;
     let mut answer = Vec::new();
     let mut floor = Floor(stream);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,7 +11,7 @@ use integration_tests::{Guest, GuestSpec, Lab};
 use serde_json::{Value, json};
 
 use crate::bytes::{MIB, drain, pour};
-use crate::rig::{Floor, Rig, connect_floor, seconds, serve_floor};
+use crate::rig::{Floor, Rig, connect_floor_in_steps, seconds, serve_floor};
 use crate::row::{Row, median};
 
 const ROUNDS: usize = 3;
@@ -102,29 +103,26 @@ fn in_a_guest(peer: &Path) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for to_host in [true, false] {
         for write in WRITES {
-            let mut samples: [Vec<Sample>; 2] = Default::default();
+            let mut samples: [Vec<Option<Sample>>; 2] = Default::default();
             for _ in 0..ROUNDS {
                 for (guest, samples) in guests.iter().zip(&mut samples) {
                     samples.push(stream(guest, to_host, write)?);
                 }
             }
-            let figure = |of: fn(&Sample) -> f64, side: usize| {
-                median(&samples.get(side).into_iter().flatten().map(of).collect::<Vec<_>>())
-            };
+            let [ours, theirs] = samples.each_ref().map(|samples| Figures::of(samples));
             let words = if to_host { "to the host" } else { "to the guest" };
-            let rate = |sample: &Sample| sample.rate;
-            let each = |of: fn(&Sample) -> f64| json!({ "ours": figure(of, 0), "peer": figure(of, 1) });
             rows.push(
                 Row::new(
                     "vsock",
                     format!("in a guest, {words}, writes of {} KiB", write >> 10),
                     "MiB/s",
-                    figure(rate, 0),
+                    ours.rate,
                 )
-                .peer(PEER, figure(rate, 1))
-                .at_least(1.0, PEER, figure(rate, 1))
-                .raw(json!({ "kicks per MiB": each(|sample| sample.kicks),
-                                 "interrupts per MiB": each(|sample| sample.interrupts) })),
+                .peer(PEER, theirs.rate)
+                .at_least(1.0, PEER, theirs.rate)
+                .bar(format!("no stall ({}; {PEER} {})", ours.stalls, theirs.stalls), ours.stalls == 0)
+                .raw(json!({ "kicks per MiB": [ours.kicks, theirs.kicks],
+                                 "interrupts per MiB": [ours.interrupts, theirs.interrupts] })),
             );
         }
     }
@@ -140,24 +138,56 @@ struct Sample {
     interrupts: f64,
 }
 
+/// Medians of those that came to their end; zero where none did.
+struct Figures {
+    rate: f64,
+    kicks: f64,
+    interrupts: f64,
+    stalls: usize,
+}
+
+impl Figures {
+    fn of(samples: &[Option<Sample>]) -> Self {
+        let figure = |of: fn(&Sample) -> f64| median(&samples.iter().flatten().map(of).collect::<Vec<_>>());
+        Self {
+            rate: figure(|sample| sample.rate),
+            kicks: figure(|sample| sample.kicks),
+            interrupts: figure(|sample| sample.interrupts),
+            stalls: samples.iter().filter(|sample| sample.is_none()).count(),
+        }
+    }
+}
+
+/// One stream, or nothing where it stalled.
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-fn stream(guest: &Guest, to_host: bool, write: usize) -> Result<Sample> {
+fn stream(guest: &Guest, to_host: bool, write: usize) -> Result<Option<Sample>> {
     let bytes = STREAM * MIB;
     let (kicks, interrupts) = (kicks(guest)?, interrupts(guest)?);
     let took = seconds(|| {
         if to_host {
-            let Floor(mut stream) = connect_floor(guest, &format!("source {bytes} {write}\n"))?;
+            let Floor(mut stream) = connect_floor_in_steps(guest, &format!("source {bytes} {write}\n"))?;
             ensure!(drain(&mut stream)? == bytes, "The floor's stream is short");
             return Ok(());
         }
-        let mut floor = connect_floor(guest, &format!("sink {bytes}\n"))?;
+        let mut floor = connect_floor_in_steps(guest, &format!("sink {bytes}\n"))?;
         pour(&mut floor.0, bytes, write)?;
         floor.read_byte().map(drop)
-    })?;
+    });
+    let took = match took {
+        Err(error) if is_stall(&error) => return Ok(None),
+        took => took?,
+    };
     let per_mib = |before: u64, after: u64| after.saturating_sub(before) as f64 / STREAM as f64;
     let (kicks, interrupts) =
         (per_mib(kicks, self::kicks(guest)?), per_mib(interrupts, self::interrupts(guest)?));
-    Ok(Sample { rate: STREAM as f64 / took, kicks, interrupts })
+    Ok(Some(Sample { rate: STREAM as f64 / took, kicks, interrupts }))
+}
+
+/// Whether a socket's own time limit ran out.
+fn is_stall(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    })
 }
 
 /// How often QEMU has written to a descriptor: under emulation each kick is such a write, and little else is.
