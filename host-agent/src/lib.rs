@@ -36,6 +36,7 @@ pub mod endpoint;
 pub mod exec;
 pub mod file;
 pub mod forward;
+pub mod hv;
 pub mod identity;
 pub mod pins;
 pub mod printable;

@@ -232,7 +232,10 @@ mod tests {
     }
 
     fn vm(name: &str, endpoint: &str) -> Vm {
-        Vm { name: name.parse().unwrap(), spec: VmSpec { endpoint: endpoint.parse().unwrap(), user: None } }
+        Vm {
+            name: name.parse().unwrap(),
+            spec: VmSpec { endpoint: endpoint.parse().unwrap(), user: None, hv: None },
+        }
     }
 
     #[test]

@@ -84,6 +84,9 @@ pub struct VmSpec {
     /// The guest user for whom commands run where none is named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// The control socket of the VM's device on this machine, where it has one of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hv: Option<std::path::PathBuf>,
 }
 
 #[cfg(test)]

@@ -11,16 +11,31 @@
 //! {"do": "share.list"}
 //! {"ok": [{"name": "src", …}]}
 //! ```
+//!
+//! `{"do": "share.watch"}` turns the connection into a stream of what others change on the host in folders that the guest
+//! knows, for the helper in the guest that replays it (`fuse/replay.rs`). It ends when the client hangs up, or when
+//! another client asks for the same:
+//!
+//! ```text
+//! {"ok": {"secret": "5c0e…"}}
+//! {"number": 1, "act": "make", "path": "src/new.c", "kind": 32768}
+//! ```
 
+use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
+use crate::fuse::watch::Watch;
 use crate::fuse::{Owner, Server, ShareError, ShareSpec};
 
 /// The most bytes of a line.
@@ -46,6 +61,8 @@ enum Request {
     Set { name: String, read_only: bool },
     #[serde(rename = "share.list")]
     List,
+    #[serde(rename = "share.watch")]
+    Watch,
 }
 
 #[derive(Serialize)]
@@ -109,8 +126,8 @@ pub fn serve(listener: UnixListener, server: Arc<Server>) -> io::Result<()> {
     Ok(())
 }
 
-fn client(stream: UnixStream, server: &Server) -> io::Result<()> {
-    let mut writer = stream.try_clone()?;
+fn client(stream: UnixStream, server: &Arc<Server>) -> io::Result<()> {
+    let writer = stream.try_clone()?;
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
     loop {
@@ -119,14 +136,72 @@ fn client(stream: UnixStream, server: &Server) -> io::Result<()> {
             return Ok(());
         }
         let whole = line.ends_with(b"\n");
-        let mut answer = serde_json::to_vec(&answer(&line, server)).map_err(io::Error::other)?;
-        answer.push(b'\n');
-        writer.write_all(&answer)?;
+        if matches!(serde_json::from_slice(&line), Ok(Request::Watch)) {
+            return watch(&writer, server);
+        }
+        say(&writer, &answer(&line, server))?;
         if !whole {
             // Cut, or longer than a line may be: what follows is no line's beginning.
             return Ok(());
         }
     }
+}
+
+/// Tells the client of changes until it hangs up, or another takes over.
+fn watch(stream: &UnixStream, server: &Arc<Server>) -> io::Result<()> {
+    let mut random = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut random)?;
+    let secret: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let watch = match Watch::begin(server, secret.clone()) {
+        Ok(watch) => watch,
+        Err(error) => {
+            let message = format!("The host's kernel does not let folders be watched (fanotify): {error}");
+            return say(stream, &Answer::Error { kind: "cannot-watch", message });
+        }
+    };
+    say(stream, &ok(&serde_json::json!({ "secret": secret })))?;
+    tracing::info!("Telling the guest of changes on the host");
+    let collector = thread::scope(|scope| {
+        let collector = thread::Builder::new().name("watch".into()).spawn_scoped(scope, || {
+            let ended = collect(stream, &watch);
+            watch.end();
+            ended
+        })?;
+        let mut ready = VecDeque::new();
+        while let Some(line) = watch.next(&mut ready) {
+            if say(stream, &line).is_err() {
+                break;
+            }
+        }
+        // The collector sees this, wherever it waits.
+        let _ = stream.shutdown(Shutdown::Both);
+        collector.join().map_err(|_| io::Error::other("the thread that watches panicked"))?
+    });
+    tracing::info!("Telling the guest of changes no more");
+    collector
+}
+
+/// Takes events in until the client hangs up.
+fn collect(stream: &UnixStream, watch: &Watch) -> io::Result<()> {
+    loop {
+        let mut wait =
+            [PollFd::new(watch.as_fd(), PollFlags::POLLIN), PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut wait, PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            other => other?,
+        };
+        if wait[1].any().unwrap_or(true) {
+            // It has nothing more to say: it hung up.
+            return Ok(());
+        }
+        watch.collect()?;
+    }
+}
+
+fn say(mut stream: &UnixStream, what: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(what).map_err(io::Error::other)?;
+    line.push(b'\n');
+    stream.write_all(&line)
 }
 
 fn answer(line: &[u8], server: &Server) -> Answer {
@@ -158,6 +233,8 @@ fn act(request: Request, server: &Server) -> Result<Answer, ShareError> {
             tracing::info!(share = name, read_only, "Changed a share");
             ok(&())
         }
+        // Turned into a stream before it comes here.
+        Request::Watch => ok(&()),
         Request::List => ok(&server.shares().into_iter().map(Shared::from).collect::<Vec<_>>()),
     })
 }

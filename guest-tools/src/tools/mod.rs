@@ -4,6 +4,8 @@ mod config;
 mod doctor;
 mod generate;
 mod info;
+mod replay;
+mod share;
 mod status;
 mod trust;
 mod var;
@@ -51,6 +53,9 @@ enum Command {
     /// Small named values that the host leaves for this guest, and this guest for its host
     #[command(subcommand)]
     Var(var::Var),
+    /// The folders that the host shares with this guest
+    #[command(subcommand)]
+    Share(share::Share),
     /// Print a shell's completions
     #[command(hide = true)]
     Completions(generate::Completions),
@@ -110,6 +115,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, out: &mut impl Write) 
         Command::Config(config) => config.run(&paths, out),
         Command::Trust(trust) => trust.run(&paths, out),
         Command::Var(var) => var.run(&paths, out),
+        Command::Share(share) => share.run(out),
         Command::Completions(completions) => completions.run(out),
         Command::Man(man) => man.run(),
     };

@@ -15,6 +15,7 @@
 
 pub mod announce;
 pub mod ask;
+mod folders;
 pub mod serve;
 pub mod session;
 pub mod socket;

@@ -21,6 +21,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::agent::ask::{State, Told, What};
+use crate::agent::folders;
 use crate::agent::state::{Agent, SessionAsk};
 use crate::cli::list::state_of;
 use crate::client::{Client, ClientError};
@@ -76,9 +77,21 @@ pub(crate) async fn run(agent: Rc<Agent>, vm: Vm, wake: Rc<Notify>) {
                 let issuer = Issuer::new(greeting.session.id, greeting.session.secret);
                 let first_use = greeting.verdict == Verdict::FirstUse;
                 agent.connected(&vm.name, issuer, fingerprint, first_use, asks);
-                let error = match Link::new(connection) {
-                    Ok(link) => link.serve(&agent, &vm, questions).await,
-                    Err(error) => error.into(),
+                let serve = async {
+                    match Link::new(connection) {
+                        Ok(link) => link.serve(&agent, &vm, questions).await,
+                        Err(error) => error.into(),
+                    }
+                };
+                let tell = async {
+                    if vm.spec.hv.is_some() {
+                        folders::watch(Rc::clone(&agent), vm.name.clone()).await;
+                    }
+                    std::future::pending::<()>().await;
+                };
+                let error = tokio::select! {
+                    error = serve => error,
+                    () = tell => continue,
                 };
                 let told = Told { message: error.to_string(), hint: None };
                 agent.disconnected(&vm.name, State::Unreachable, told);

@@ -1,6 +1,6 @@
 //! `hospes add`
 
-use std::path::absolute;
+use std::path::{PathBuf, absolute};
 
 use clap::Parser;
 
@@ -30,6 +30,9 @@ pub struct Add {
     /// The guest user for whom commands run where none is named
     #[arg(short, long)]
     user: Option<String>,
+    /// The control socket of the VM's device on this machine (host-hv fs --control): folders are shared through it
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
+    hv: Option<PathBuf>,
     /// Change a VM that was added before
     #[arg(long)]
     replace: bool,
@@ -42,10 +45,13 @@ impl Verb for Add {
     fn run(self) -> Result<u8, CommandError> {
         let name: VmName = self.name.parse()?;
         let endpoint = endpoint(&self.endpoint)?;
+        let hv = self.hv.map(absolute).transpose();
+        let hv =
+            hv.map_err(|error| CommandError::io("Cannot resolve the path of the control socket", &error))?;
         let registry = Registry::open()?;
         let moved = registry.load(&name).is_ok_and(|old| old.spec.endpoint != endpoint);
         registry
-            .save(&Vm { name: name.clone(), spec: VmSpec { endpoint, user: self.user } }, self.replace)?;
+            .save(&Vm { name: name.clone(), spec: VmSpec { endpoint, user: self.user, hv } }, self.replace)?;
         if moved {
             // Another endpoint is another guest until it shows the contrary.
             Pins::open()?.forget(&name)?;

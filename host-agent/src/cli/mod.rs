@@ -39,6 +39,7 @@ pub mod man;
 pub mod power;
 pub mod ps;
 pub mod remove;
+pub mod share;
 pub mod shell;
 pub mod ssh_config;
 pub mod target;
@@ -95,6 +96,7 @@ pub const VERBS: &[Entry] = &[
     entry::<shell::Shell>(),
     entry::<attach::Attach>(),
     entry::<cp::Cp>(),
+    entry::<share::Share>(),
     entry::<ps::Ps>(),
     entry::<kill::Kill>(),
     entry::<var::Var>(),

@@ -189,7 +189,7 @@ mod tests {
     use crate::vm::VmSpec;
 
     fn vm(user: Option<&str>) -> Vm {
-        let spec = VmSpec { endpoint: "vsock:7".parse().unwrap(), user: user.map(str::to_owned) };
+        let spec = VmSpec { endpoint: "vsock:7".parse().unwrap(), user: user.map(str::to_owned), hv: None };
         Vm { name: "dev".parse().unwrap(), spec }
     }
 

@@ -91,6 +91,8 @@ pub const ATTR_SUBMOUNT: u32 = 1;
 /// `fuse_getattr_in.getattr_flags`: the handle is meant.
 pub const GETATTR_FH: u32 = 1;
 
+/// `fuse_open_out.open_flags`: reads and writes go past the guest's cache.
+pub const FOPEN_DIRECT_IO: u32 = 1;
 /// `fuse_open_out.open_flags`: what the guest has cached of the file holds.
 pub const FOPEN_KEEP_CACHE: u32 = 2;
 /// `fuse_open_out.open_flags`: a close need not be told before the last one.

@@ -35,11 +35,13 @@ mod listing;
 mod names;
 pub mod node;
 pub mod owner;
+pub mod replay;
 pub mod reply;
 pub mod request;
 pub mod server;
 pub mod share;
 pub mod sys;
+pub mod watch;
 
 pub use owner::{Ids, Owner, OwnerError};
 pub use server::{Limits, Server};

@@ -11,8 +11,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use super::abi::kind;
 use super::share::Share;
@@ -103,8 +103,16 @@ struct Slot {
 struct Table {
     slots: HashMap<u64, Slot>,
     by_identity: HashMap<(u32, Identity), u64>,
+    /// What the guest knows by which name, while somebody listens for changes.
+    names: HashMap<(u64, CString), u64>,
     /// Never reused: a number that the guest made up, or kept for too long, is nobody's.
     last: u64,
+}
+
+/// Who wants to hear of directories that the guest comes to know.
+pub trait Watcher: Send + Sync {
+    /// The guest knows this one now; its descriptor is to be had from the nodes.
+    fn directory(&self, node: &Arc<Node>);
 }
 
 /// All nodes of a guest.
@@ -112,6 +120,9 @@ pub struct Nodes {
     table: Mutex<Table>,
     /// Directories that have a descriptor, the oldest first.
     directories: Mutex<VecDeque<Weak<Node>>>,
+    /// Who is told of each directory that the guest comes to know, and wants names to be kept.
+    watcher: RwLock<Option<Arc<dyn Watcher>>>,
+    invented: AtomicU64,
     limit: usize,
     directory_limit: usize,
 }
@@ -120,7 +131,14 @@ impl Nodes {
     /// No nodes yet; up to `limit` of them, and up to `directory_limit` descriptors of directories.
     pub fn new(limit: usize, directory_limit: usize) -> Self {
         let table = Table { last: super::abi::ROOT, ..Table::default() };
-        Self { table: Mutex::new(table), directories: Mutex::default(), limit, directory_limit }
+        Self {
+            table: Mutex::new(table),
+            directories: Mutex::default(),
+            watcher: RwLock::default(),
+            invented: AtomicU64::new(0),
+            limit,
+            directory_limit,
+        }
     }
 
     /// How many there are.
@@ -138,6 +156,7 @@ impl Nodes {
         let mut table = lock(&self.table);
         table.slots.clear();
         table.by_identity.clear();
+        table.names.clear();
         drop(table);
         lock(&self.directories).clear();
     }
@@ -156,6 +175,30 @@ impl Nodes {
         meta: &Meta,
         place: Option<(u64, &CStr)>,
     ) -> Result<Arc<Node>, Errno> {
+        let (node, new) = self.tell_quietly(share, meta, place)?;
+        if let Some(watcher) = &*self.watcher.read().unwrap_or_else(PoisonError::into_inner) {
+            if let Some((parent, name)) = place {
+                let mut table = lock(&self.table);
+                if table.names.len() >= self.limit {
+                    // Old names of what was renamed again and again. Forgetting some harms nobody's files.
+                    table.names.clear();
+                }
+                table.names.insert((parent, name.to_owned()), node.id);
+            }
+            if new && node.kind == kind::DIRECTORY {
+                watcher.directory(&node);
+            }
+        }
+        Ok(node)
+    }
+
+    /// True: the guest did not know it.
+    fn tell_quietly(
+        &self,
+        share: &Arc<Share>,
+        meta: &Meta,
+        place: Option<(u64, &CStr)>,
+    ) -> Result<(Arc<Node>, bool), Errno> {
         let mut table = lock(&self.table);
         let key = (share.id, meta.identity);
         let kind = meta.mode & kind::MASK;
@@ -171,7 +214,7 @@ impl Nodes {
             {
                 node.seen_at(parent, name);
             }
-            return Ok(node);
+            return Ok((node, false));
         }
         if table.slots.len() >= self.limit {
             tracing::warn!(limit = self.limit, "The guest knows as many files as it may, and forgets none");
@@ -193,7 +236,44 @@ impl Nodes {
         });
         table.slots.insert(id, Slot { node: node.clone(), lookups: 1 });
         table.by_identity.insert(key, id);
-        Ok(node)
+        Ok((node, true))
+    }
+
+    /// Tells `watcher` of every directory that the guest knows, and of each that it comes to know; nothing ends that.
+    pub fn watch(&self, watcher: Option<Arc<dyn Watcher>>) {
+        let Some(new) = watcher else {
+            *self.watcher.write().unwrap_or_else(PoisonError::into_inner) = None;
+            lock(&self.table).names = HashMap::new();
+            return;
+        };
+        *self.watcher.write().unwrap_or_else(PoisonError::into_inner) = Some(new.clone());
+        let known: Vec<_> = lock(&self.table).slots.values().map(|slot| slot.node.clone()).collect();
+        for node in known {
+            if let Some(place) = node.place() {
+                lock(&self.table).names.insert((place.parent, place.name.clone()), node.id);
+            }
+            if node.kind == kind::DIRECTORY {
+                new.directory(&node);
+            }
+        }
+    }
+
+    /// The node that the guest knows by this name, though nothing may be there any more.
+    pub fn named(&self, parent: u64, name: &CStr) -> Option<Arc<Node>> {
+        let table = lock(&self.table);
+        let id = table.names.get(&(parent, name.to_owned()))?;
+        table.slots.get(id).map(|slot| slot.node.clone())
+    }
+
+    /// All names by which the guest knows files, while somebody listens.
+    pub fn known_names(&self) -> Vec<(u64, CString)> {
+        lock(&self.table).names.keys().cloned().collect()
+    }
+
+    /// The identity of no file.
+    pub fn made_up(&self) -> Identity {
+        let inode = u64::MAX - self.invented.fetch_add(1, Ordering::Relaxed);
+        Identity { device: u64::MAX, inode, born: (0, 0) }
     }
 
     /// The node of a file that the guest knows already.
@@ -215,6 +295,14 @@ impl Nodes {
         let key = (slot.node.share.id, slot.node.identity);
         if table.by_identity.get(&key) == Some(&id) {
             table.by_identity.remove(&key);
+        }
+        if !table.names.is_empty()
+            && let Some(place) = slot.node.place()
+        {
+            let name = (place.parent, place.name.clone());
+            if table.names.get(&name) == Some(&id) {
+                table.names.remove(&name);
+            }
         }
     }
 

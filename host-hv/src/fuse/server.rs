@@ -8,6 +8,7 @@ use super::abi::{self, IN_HEADER, WRITE_IN, init, op};
 use super::handle::Handles;
 use super::node::{Node, Nodes};
 use super::owner::Ids;
+use super::replay::Replays;
 use super::reply::{Answer, Attributes, Bytes, Room, Validity, copy_out, part};
 use super::request::{self, BODY_MAX, Header, Operation};
 use super::share::{Share, ShareError, ShareSpec};
@@ -65,6 +66,7 @@ pub struct Server {
     /// Held for writing while a name comes to lead elsewhere at the guest's word, and for reading while a file is
     /// looked at and then opened.
     pub(super) renames: RwLock<()>,
+    pub(super) replays: Replays,
     last_share: AtomicU32,
     privileged: bool,
     started: (i64, u32),
@@ -79,6 +81,7 @@ impl Server {
             handles: Handles::new(limits.handles),
             shares: RwLock::default(),
             renames: RwLock::default(),
+            replays: Replays::default(),
             last_share: AtomicU32::new(0),
             privileged: sys::is_privileged(),
             started: (now.as_secs().cast_signed(), now.subsec_nanos()),
@@ -178,6 +181,9 @@ impl Server {
                 _ => Errno::INVAL,
             }
         })?;
+        if let Some(result) = self.replay(header, &operation) {
+            return result;
+        }
         let data = |size: u32| part(request, IN_HEADER + WRITE_IN, size as usize);
         self.perform(header, &operation, data, room)
     }

@@ -3,11 +3,13 @@
 //! Every call names a directory by descriptor and in it one component, and follows no symbolic link: that is what
 //! keeps a guest in its share. Linux alone so far.
 
+mod fanotify;
 mod identity;
 mod linux;
 mod transfer;
 mod xattr;
 
+pub use fanotify::{DirectoryId, Event, Fanotify, What};
 pub use identity::{act_as, is_privileged, prepare_thread, with_ids};
 pub use linux::{
     DirEntry, Place, Stream, allocate, change_mode, change_owner, copy_range, create, link, link_descriptor,
