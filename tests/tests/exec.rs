@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Host, Ran, SharedGuest, tools_started, with_tools};
+use integration_tests::{Guest, Host, Ran, SharedGuest, tools_started, with_tools};
 
 static GUEST: SharedGuest = SharedGuest::new(|| with_tools("exec")).prepared(tools_started);
 
@@ -164,5 +164,26 @@ fn a_detached_command_is_found_again_with_its_output() -> Result<()> {
     guest.check("touch /tmp/go-on")?;
     let ran = host.run(&["attach", "vm", id.trim()])?;
     assert_eq!((ran.status, ran.stdout.as_slice()), (3, &b"before\nafter\n"[..]), "{}", ran.stderr);
+    Ok(())
+}
+
+#[test]
+fn a_session_that_begins_slowly_is_waited_for_and_one_that_does_not_is_told() -> Result<()> {
+    let guest = Guest::boot(with_tools("exec-session")?)?;
+    tools_started(&guest)?;
+    let host = Host::with_agent_of(&guest)?;
+    // Longer than a host waits for a guest's proof: a directory or a key agent that takes its time.
+    guest.check("echo 'session optional pam_exec.so /usr/bin/sleep 15' >>/etc/pam.d/hospes-session")?;
+    assert_eq!(host.run(&["exec", "vm", "-u", "eve", "--", "id", "-un"])?.text()?, "eve\n");
+
+    guest.check("sed -i '$ c session required pam_deny.so' /etc/pam.d/hospes-session")?;
+    let told = host.run(&["exec", "vm", "-u", "dev", "--", "true"])?;
+    assert_eq!(told.status, 125);
+    for word in ["session of dev", "systemctl status hospes-session@1000.service"] {
+        ensure!(told.stderr.contains(word), "{word:?} is not told: {}", told.stderr);
+    }
+    // And it is served once its session can begin.
+    guest.check("sed -i '$ d' /etc/pam.d/hospes-session")?;
+    assert_eq!(host.run(&["exec", "vm", "-u", "dev", "--", "id", "-un"])?.text()?, "dev\n");
     Ok(())
 }

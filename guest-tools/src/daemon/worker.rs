@@ -69,8 +69,8 @@ impl Workers {
     /// the handoff's preamble first: its patience ends with our proof, and a session may take longer to begin.
     ///
     /// # Errors
-    /// `SESSION` where there is no worker to be had, `TIMED_OUT` where it took too long. The connection is still ours,
-    /// and what is left of the preamble is due on it.
+    /// `SESSION` where there is no worker to be had, or none in time. The connection is still ours, and what is left of
+    /// the preamble is due on it.
     pub(super) async fn hand_over(
         &self,
         account: &Account,
@@ -88,7 +88,7 @@ impl Workers {
             Err(Attempt::Late) => {
                 let message =
                     format!("The session of {name} did not begin within {} seconds", START.as_secs());
-                Err(WireError::new(ErrorKind::TIMED_OUT, message)
+                Err(WireError::new(ErrorKind::SESSION, message)
                     .hint(format!("In the guest: systemctl status hospes-session@{}.service", account.uid)))
             }
             Err(error) => Err(failed(&error)),
