@@ -1,13 +1,18 @@
 //! The file system's server, asked as a guest's kernel asks it.
 #![cfg(target_os = "linux")]
 
+use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
 
 use host_hv::fuse::abi::op;
+use host_hv::fuse::watch::{Line, Watch};
 use host_hv::fuse::{Limits, Server, ShareSpec};
 use host_hv::testing::fuse::Client;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
 
 const ENOENT: i32 = 2;
@@ -292,4 +297,91 @@ fn what_is_cached_holds_only_while_the_file_is_the_same() {
     assert!(keeps(), "and nothing happened since");
     fs::write(&path, "two").expect("changed");
     assert!(!keeps());
+}
+
+/// Takes in all events that are there.
+fn collect(watch: &Watch) {
+    while poll(&mut [PollFd::new(watch.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1) {
+        watch.collect().expect("events");
+    }
+}
+
+/// The helper in the guest says what it is about to do again.
+fn announce(guest: &mut Client<'_>, secret: &str, line: &Line) -> Result<(), i32> {
+    let value = format!("{secret} {}", line.number);
+    let size = u32::try_from(value.len()).expect("short");
+    guest.named(op::SETXATTR, 1, &[size, 0], &["user.hospes.replay", &value]).map(drop)
+}
+
+#[test]
+fn what_others_do_is_told_and_done_again_without_touching_the_host() {
+    let (host, server) = served(Limits::within(1024));
+    let server = Arc::new(server);
+    let Ok(watch) = Watch::begin(&server, "secret".into()) else {
+        eprintln!("this kernel does not let directories be watched");
+        return;
+    };
+    let others = |script: &str| {
+        let status = Command::new("sh").args(["-ec", script]).current_dir(host.path()).status();
+        assert!(status.expect("sh").success(), "{script}");
+        collect(&watch);
+    };
+    let mut ready = VecDeque::new();
+    let mut guest = Client::mount(&server);
+    let root = guest.lookup(1, "src").expect("the share").node;
+    // What the guest does is not told to it.
+    let (_, handle) = guest.create(root, "own").expect("made");
+    guest.write(handle, 0, b"x").expect("written");
+    others("echo one > new");
+    let line = watch.next(&mut ready).expect("a change");
+    assert_eq!((line.act, line.path.as_str()), ("make", "src/new"));
+
+    // The helper makes it again: it is not there until then, and the host's own after.
+    guest.pid = 9;
+    assert_eq!(announce(&mut guest, "guess", &line), Err(EPERM));
+    announce(&mut guest, "secret", &line).expect("known");
+    assert_eq!(guest.lookup(root, "new").map(drop), Err(ENOENT));
+    assert!(guest.mkdir(root, "another").is_err(), "only what was told");
+    guest.named(op::MKNOD, root, &[0o100_600, 0, 0, 0], &["new"]).expect("made");
+    let new = guest.lookup(root, "new").expect("there");
+    assert_eq!(new.size, 4);
+    let line = watch.next(&mut ready).expect("a change");
+    assert_eq!((line.act, line.path.as_str()), ("change", "src/new"));
+    announce(&mut guest, "secret", &line).expect("known");
+    let handle = guest.open(new.node, 1).expect("opened");
+    assert_eq!(guest.write(handle, 0, b"Z"), Ok(1));
+    assert_eq!(fs::read(host.path().join("new")).expect("the file"), b"one\n");
+
+    // Anybody else in the guest sees what is there, and acts on it.
+    guest.pid = 10;
+    assert!(guest.mkdir(root, "mine").is_ok());
+    guest.pid = 9;
+
+    others("mv new elsewhere");
+    let line = watch.next(&mut ready).expect("a change");
+    assert_eq!((line.act, line.to.as_deref()), ("move", Some("src/elsewhere")));
+    announce(&mut guest, "secret", &line).expect("known");
+    assert_eq!(guest.lookup(root, "new").map(|entry| entry.node), Ok(new.node));
+    guest.rename(root, "new", root, "elsewhere", 0).expect("moved");
+    assert!(host.path().join("elsewhere").exists());
+
+    // A storm: a few lines, and the last of them is how it is.
+    others("for i in 1 2 3 4 5 6 7 8 9 10; do echo $i > elsewhere; echo $i > other; done; rm elsewhere");
+    let mut told = Vec::new();
+    while told.last() != Some(&("remove", "src/elsewhere".to_owned())) {
+        let line = watch.next(&mut ready).expect("a change");
+        announce(&mut guest, "secret", &line).expect("known");
+        if line.act == "remove" {
+            assert_eq!(guest.lookup(root, "elsewhere").map(|entry| entry.node), Ok(new.node));
+            guest.named(op::UNLINK, root, &[], &["elsewhere"]).expect("removed");
+        }
+        told.push((line.act, line.path));
+        assert!(told.len() < 8, "{told:?}");
+    }
+    watch.end();
+    assert!(watch.next(&mut ready).is_none());
+    let mut names: Vec<_> =
+        fs::read_dir(host.path()).expect("the share").flatten().map(|entry| entry.file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["mine", "other", "own"]);
 }

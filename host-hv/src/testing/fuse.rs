@@ -25,6 +25,8 @@ pub struct Client<'s> {
     server: &'s Server,
     /// Who asks.
     pub ids: (u32, u32),
+    /// And which process.
+    pub pid: u32,
     unique: u64,
 }
 
@@ -34,7 +36,7 @@ pub type Result<T> = std::result::Result<T, i32>;
 impl<'s> Client<'s> {
     /// Mounts.
     pub fn mount(server: &'s Server) -> Self {
-        let mut client = Self { server, ids: (0, 0), unique: 0 };
+        let mut client = Self { server, ids: (0, 0), pid: 1, unique: 0 };
         let flags = u32::try_from(init::SUBMOUNTS | init::INIT_EXT).expect("low flags");
         let mut body = Vec::new();
         for word in [7, 41, 1 << 17, flags, 0] {
@@ -56,7 +58,8 @@ impl<'s> Client<'s> {
         request.extend_from_slice(&node.to_le_bytes());
         request.extend_from_slice(&self.ids.0.to_le_bytes());
         request.extend_from_slice(&self.ids.1.to_le_bytes());
-        request.extend_from_slice(&[0; 8]);
+        request.extend_from_slice(&self.pid.to_le_bytes());
+        request.extend_from_slice(&[0; 4]);
         request.extend_from_slice(body);
         let mut reply = vec![0; OUT_HEADER + room];
         let written = raw(self.server, &mut request, &mut reply);
