@@ -38,7 +38,7 @@ lab: setup
 
 build: setup
 	@$(env) say 'Building the programs for this machine'; \
-	cargo build --quiet --locked --profile lab -p host-agent -p host-hv -p guest-tools --bins
+	cargo build --quiet --locked --profile lab -p host-agent -p host-hv -p guest-tools -p guest-desktop --bins
 
 guest: setup
 	@$(env) say 'Building the programs for the guest'; \

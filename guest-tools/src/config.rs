@@ -35,6 +35,8 @@ pub struct Config {
     pub limits: Limits,
     /// What happens around a shutdown.
     pub power: Power,
+    /// Which way the clipboard is shared.
+    pub clipboard: Clipboard,
 }
 
 /// A switch for each verb; all are on unless the file says otherwise.
@@ -117,6 +119,22 @@ pub struct Limits {
 pub struct Power {
     /// Seconds that each script may take, 1 to 3600.
     pub script_timeout: usize,
+}
+
+/// Which way the clipboard is shared, where the verb is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Clipboard {
+    /// What is copied on the host can be pasted here.
+    pub to_guest: bool,
+    /// What is copied here can be pasted on the host.
+    pub to_host: bool,
+}
+
+impl Default for Clipboard {
+    fn default() -> Self {
+        Self { to_guest: true, to_host: true }
+    }
 }
 
 impl Power {

@@ -196,7 +196,11 @@ async fn dial(socket: &Path) -> Result<UnixStream, HandoffError> {
     })
 }
 
-async fn deliver(
+/// As [`send`], to a receiver that has connected to us. Its connection may carry several handoffs, one after the other.
+///
+/// # Errors
+/// [`HandoffError`]; the handed connection is untouched.
+pub async fn deliver(
     stream: &UnixStream,
     connection: BorrowedFd<'_>,
     handoff: &Handoff,

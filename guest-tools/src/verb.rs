@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use hospes_protocol::clipboard::{Feed, Fetch, Offer, Set, Share, check_type};
 use hospes_protocol::codec::{self, CodecError};
 use hospes_protocol::copy::{Pull, Push, Resume};
 use hospes_protocol::error::WireError;
@@ -65,6 +66,8 @@ verbs! {
     Power = "power", Capabilities::POWER;
     /// Read the guest's information and be told when it changes.
     Info = "info", Capabilities::INFO;
+    /// Share the active desktop's clipboard, either way.
+    Clipboard = "clipboard", Capabilities::CLIPBOARD;
 }
 
 impl Verb {
@@ -84,6 +87,10 @@ impl Verb {
             FrameId::PS => Some(Self::Ps),
             FrameId::KILL => Some(Self::Kill),
             FrameId::FILE => Some(Self::File),
+            FrameId::CLIPBOARD
+            | FrameId::CLIPBOARD_FETCH
+            | FrameId::CLIPBOARD_FEED
+            | FrameId::CLIPBOARD_SET => Some(Self::Clipboard),
             FrameId::FORWARD_CONNECT | FrameId::FORWARD_LISTEN | FrameId::FORWARD_ACCEPT => {
                 Some(Self::Forward)
             }
@@ -193,6 +200,36 @@ impl Request {
                     }
                 };
                 Ok(Self { user, subject: subject.into_bytes() })
+            }
+            Verb::Clipboard => {
+                let subject = match id {
+                    FrameId::CLIPBOARD_FETCH => {
+                        let Fetch { kind, .. } = codec::decode(payload).map_err(wire)?;
+                        check_type(&kind).map_err(WireError::protocol)?;
+                        format!("paste {kind} of the guest's")
+                    }
+                    FrameId::CLIPBOARD_FEED => {
+                        let Feed { .. } = codec::decode(payload).map_err(wire)?;
+                        "paste into the guest".to_owned()
+                    }
+                    FrameId::CLIPBOARD_SET => {
+                        let Set { types, selection } = codec::decode(payload).map_err(wire)?;
+                        let offer = Offer { serial: 1, selection, types };
+                        offer.check().map_err(WireError::protocol)?;
+                        format!("copy {}", offer.types.first().map_or("nothing", String::as_str))
+                    }
+                    _ => {
+                        let Share { to_guest, to_host } = codec::decode(payload).map_err(wire)?;
+                        match (to_guest, to_host) {
+                            (true, true) => "share both ways",
+                            (true, false) => "share with the guest",
+                            (false, true) => "share with the host",
+                            (false, false) => "share nothing",
+                        }
+                        .to_owned()
+                    }
+                };
+                Ok(Self { user: String::new(), subject: subject.into_bytes() })
             }
             Verb::Info | Verb::Variables | Verb::Power => {
                 Err(WireError::protocol(format!("{verb} is asked for with a REQUEST")))

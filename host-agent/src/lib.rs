@@ -20,6 +20,7 @@
 //! * [`copy`]: files and trees, either way, and tar archives.
 //! * [`control`]: questions to a guest, such as what it is.
 //! * [`exec`]: drives a command with our own terminal or pipes.
+//! * [`clipboard`]: a guest's clipboard, for scripts; the agent shares this machine's own.
 //! * [`mod@file`], [`forward`]: file verbs, and carried connections.
 //! * [`agent`]: the long-running part, and how commands ask it.
 //! * [`cli`]: the `hospes` command, one file for each verb.
@@ -27,6 +28,7 @@
 pub mod agent;
 pub mod cli;
 pub mod client;
+pub mod clipboard;
 pub mod command_error;
 pub mod connection;
 pub mod control;

@@ -20,6 +20,9 @@
 //!  |----------------------------------------->|
 //!  |    DATA 1 … END 1                        |
 //! ```
+//! Behind `CLIPBOARD` and `CLIPBOARD_READY` each end that will offer anything makes an offer on each selection, of no types
+//! where there is nothing: that first one says what was there before, and takes the place of nothing that the other has.
+//!
 //! Bytes have a connection of their own, which the host opens, so that a large picture delays no offer, and whoever
 //! closes it has cancelled that one paste. An offer replaces the one before it on the same selection; asking for a
 //! replaced one fails, and nobody is given the new one's bytes in its place. [`FrameId::CLIPBOARD_SET`] leaves bytes
@@ -52,7 +55,7 @@ open_enum! {
 }
 
 /// Opens the clipboard's long connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Share {
     /// The host will offer what is copied there.
     pub to_guest: bool,
@@ -69,6 +72,8 @@ pub struct Ready {
     pub back_end: String,
     /// The selections it has.
     pub selections: Vec<Selection>,
+    /// What the host asked for, as far as the guest's policy allows it.
+    pub share: Share,
 }
 
 /// What can be pasted from now on.

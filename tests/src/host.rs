@@ -41,6 +41,8 @@ pub struct Host {
     // Ended before its home goes.
     agent: Option<Process>,
     home: TempDir,
+    /// What a test has put into its environment.
+    extra: Vec<(String, String)>,
 }
 
 impl Host {
@@ -53,7 +55,7 @@ impl Host {
         }
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(home.path().join("run"), mode)?;
-        Ok(Self { program: Lab::program("hospes")?, agent: None, home })
+        Ok(Self { program: Lab::program("hospes")?, agent: None, home, extra: Vec::new() })
     }
 
     /// One with the identity that all of this process' tests share: a guest pins the first host that it meets, so the
@@ -173,6 +175,11 @@ impl Host {
         })
     }
 
+    /// Puts a variable into the environment of what is started from now on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.extra.push((name.to_owned(), value.to_owned()));
+    }
+
     /// A directory of the user's.
     pub fn home(&self) -> &Path {
         self.home.path()
@@ -188,7 +195,7 @@ impl Host {
         let home = self.home.path().display();
         let programs = self.program.parent().unwrap_or(Path::new("/")).display();
         let at = |name: &str, directory: &str| (name.to_owned(), format!("{home}{directory}"));
-        vec![
+        let mut all = vec![
             at("HOME", ""),
             at("XDG_RUNTIME_DIR", "/run"),
             at("XDG_CONFIG_HOME", "/config"),
@@ -197,7 +204,9 @@ impl Host {
             at("XDG_CACHE_HOME", "/cache"),
             ("PATH".to_owned(), format!("{programs}:/usr/local/bin:/usr/bin:/bin")),
             ("LANG".to_owned(), "C.UTF-8".to_owned()),
-        ]
+        ];
+        all.extend(self.extra.iter().cloned());
+        all
     }
 }
 

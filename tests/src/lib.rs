@@ -34,6 +34,7 @@
 
 mod beside;
 mod deadline;
+pub mod desktop;
 mod frozen;
 mod guest;
 mod host;

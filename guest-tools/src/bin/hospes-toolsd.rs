@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use guest_tools::daemon::desktop::Seat;
 use guest_tools::daemon::transport::Address;
 use guest_tools::daemon::worker::Starter;
 use guest_tools::daemon::{self, Options};
@@ -80,7 +81,11 @@ fn parse() -> Result<Option<Options>, lexopt::Error> {
                 if options.power == Manner::Machine {
                     options.power = Manner::Nothing;
                 }
+                if options.seat == Seat::Machine {
+                    options.seat = Seat::Anybody;
+                }
             }
+            Long("seat-bus") => options.seat = Seat::Bus(arguments.value()?.string()?),
             Long("power-bus") => options.power = Manner::Bus(arguments.value()?.string()?),
             Long("handshake-ms") => {
                 options.handshake = Duration::from_millis(arguments.value()?.parse()?);

@@ -11,6 +11,7 @@
 //! it go ahead.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -176,6 +177,9 @@ async fn operate(
             .hint(format!("In the guest: [verbs] {verb} in /etc/hospes/tools.toml")));
     }
     let request = Request::decode(verb, FrameId(handoff.request_id), &handoff.request)?;
+    if verb == Verb::Clipboard {
+        return daemon.desktops.hand_over(&config, stream.as_fd(), handoff, &request.subject).await;
+    }
     let account = users::resolve(&request.user, &config.users).await?;
     audit::allowed(&handoff.host, verb, &account.name, &request.subject);
     daemon.workers.hand_over(&account, stream, handoff).await

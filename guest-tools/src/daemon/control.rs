@@ -86,6 +86,7 @@ enum Happened {
     Powered(u64, PowerAnswer),
     Variables,
     Resumed,
+    Desktop(Option<String>),
     Changed(Box<hospes_protocol::info::Info>),
     Stopping(&'static str),
     Revoked(WireError),
@@ -112,6 +113,7 @@ impl Control<'_> {
         let mut stopping = self.daemon.stopping();
         let mut resumed = self.daemon.resumed.subscribe();
         let mut variables = self.daemon.variables().subscribe();
+        let mut desktop = self.daemon.desktops.subscribe();
         loop {
             while let Some(ended) = self.take()? {
                 if ended {
@@ -127,6 +129,7 @@ impl Control<'_> {
                 (number, answer) = powered(&mut self.power) => Happened::Powered(number, answer),
                 Ok(()) = variables.changed(), if self.monitor.is_some() => Happened::Variables,
                 Ok(()) = resumed.changed(), if self.monitor.is_some() => Happened::Resumed,
+                Ok(user) = desktop.changed(), if self.monitor.is_some() => Happened::Desktop(user),
                 Ok(()) = stopping.changed() => Happened::Stopping(*stopping.borrow_and_update()),
             };
             match happened {
@@ -149,6 +152,11 @@ impl Control<'_> {
                     for name in self.daemon.variables().changed_since(seen) {
                         frame::put(FrameId::EVENT, &Event::Variable(name), &mut self.out);
                     }
+                }
+                // What the policy does not allow, nobody need know of.
+                Happened::Desktop(_) if !self.daemon.config().verbs.allows(Verb::Clipboard) => (),
+                Happened::Desktop(user) => {
+                    frame::put(FrameId::EVENT, &Event::Desktop(user), &mut self.out);
                 }
                 Happened::Resumed => frame::put(FrameId::EVENT, &Event::Resumed, &mut self.out),
                 Happened::Revoked(error) => return Err(End::Fault(error)),

@@ -12,6 +12,7 @@ pub mod worker;
 
 mod connection;
 mod control;
+pub mod desktop;
 mod sessions;
 pub(crate) mod systemd;
 
@@ -30,6 +31,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot, watch as channel};
 use tokio::time;
 
+use self::desktop::{Desktops, Seat};
 use self::sessions::Sessions;
 use self::status::{State, Status, Trusted};
 use self::transport::{Address, Listener, Peer, Stream, is_passing};
@@ -72,6 +74,8 @@ pub struct Options {
     pub handshake: Duration,
     /// What has power over this machine.
     pub power: Manner,
+    /// Who says whose desktop is in front.
+    pub seat: Seat,
 }
 
 impl Default for Options {
@@ -82,6 +86,7 @@ impl Default for Options {
             starter: Starter::Systemd,
             handshake: Duration::from_millis(HANDSHAKE_MS),
             power: Manner::default(),
+            seat: Seat::default(),
         }
     }
 }
@@ -127,6 +132,7 @@ pub struct Daemon {
     resumed: channel::Sender<u64>,
     variables: Mutex<Variables>,
     powers: Powers,
+    desktops: Desktops,
 }
 
 #[derive(Debug)]
@@ -222,6 +228,10 @@ async fn serve(options: Options) -> Result<(), DaemonError> {
         }
         Err(error) => tracing::error!("The guest's root cannot set variables: {error}"),
     }
+    match desktop::bind(&daemon.options.paths.run) {
+        Ok(listener) => drop(tokio::spawn(desktop::serve(Arc::clone(&daemon), listener))),
+        Err(error) => tracing::error!("No desktop can share its clipboard: {error}"),
+    }
     let started = Arc::clone(&daemon);
     tokio::spawn(async move {
         let timeout = started.config().power.timeout();
@@ -278,6 +288,7 @@ impl Daemon {
             resumed: channel::Sender::new(0),
             variables: Mutex::new(Variables::load(&options.paths.run)),
             powers: Powers::new(options.power.clone(), options.paths.etc.clone(), options.paths.run.clone()),
+            desktops: Desktops::new(options.seat.clone()),
             identity,
             options,
         })

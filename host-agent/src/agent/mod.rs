@@ -15,6 +15,7 @@
 
 pub mod announce;
 pub mod ask;
+pub mod clipboard;
 mod folders;
 pub mod serve;
 pub mod session;

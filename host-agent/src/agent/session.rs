@@ -18,9 +18,11 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{MsgFlags, recv, send};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::agent::ask::{State, Told, What};
+use crate::agent::clipboard;
 use crate::agent::folders;
 use crate::agent::state::{Agent, SessionAsk};
 use crate::cli::list::state_of;
@@ -183,6 +185,17 @@ struct Link {
     infos: HashMap<u64, oneshot::Sender<Info>>,
     /// An unanswered ping's number and the end of our patience.
     ping: Option<(u64, Instant)>,
+    /// Shares the clipboard, while there is a desktop to share it with.
+    sharing: Option<AbortOnDrop>,
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Link {
@@ -191,13 +204,21 @@ impl Link {
         let fd = stream.into_fd();
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let fd = readiness::register(fd)?;
-        Ok(Self { fd, input, output: Vec::new(), next: FIRST_INFO + 1, infos: HashMap::new(), ping: None })
+        Ok(Self {
+            fd,
+            input,
+            output: Vec::new(),
+            next: FIRST_INFO + 1,
+            infos: HashMap::new(),
+            ping: None,
+            sharing: None,
+        })
     }
 
     /// Obeys the guest and the agent until the session ends.
     async fn serve(
         mut self,
-        agent: &Agent,
+        agent: &Rc<Agent>,
         vm: &Vm,
         mut questions: mpsc::UnboundedReceiver<SessionAsk>,
     ) -> SessionError {
@@ -238,6 +259,15 @@ impl Link {
         }
     }
 
+    /// Another desktop is in front in the guest: what was shared with the one before is over.
+    fn desktop(&mut self, agent: &Rc<Agent>, vm: &Vm, shared: bool) {
+        self.sharing = None;
+        if vm.spec.clipboard && shared {
+            let share = clipboard::share(Rc::clone(agent), vm.clone());
+            self.sharing = Some(AbortOnDrop(tokio::task::spawn_local(share).abort_handle()));
+        }
+    }
+
     fn ask(&mut self, question: SessionAsk) {
         let number = self.next;
         let ask = match question {
@@ -258,7 +288,8 @@ impl Link {
         frame::put(FrameId::REQUEST, &Request { number, ask }, &mut self.output);
     }
 
-    fn take_frames(&mut self, agent: &Agent, vm: &Vm) -> Result<(), SessionError> {
+    fn take_frames(&mut self, agent: &Rc<Agent>, vm: &Vm) -> Result<(), SessionError> {
+        let mut desktop = None;
         while let Some(frame) = self.input.take()? {
             let Frame { id, .. } = frame;
             match id {
@@ -280,7 +311,7 @@ impl Link {
                     Ok(Event::Info(info)) => agent.informed(&vm.name, &info, true),
                     Ok(Event::Stopping(why)) => agent.stopping(&vm.name, &why),
                     Ok(Event::Variable(name)) => agent.tell(Some(&vm.name), What::Variable { name }),
-                    Ok(Event::Desktop(_)) => (),
+                    Ok(Event::Desktop(user)) => desktop = Some(user.is_some()),
                     Ok(Event::Resumed) => agent.tell(Some(&vm.name), What::Resumed),
                     // A newer guest's event.
                     Err(_) => (),
@@ -290,6 +321,9 @@ impl Link {
                 id if id.name().is_none() => (),
                 id => return Err(SessionError::Unexpected(id)),
             }
+        }
+        if let Some(shared) = desktop {
+            self.desktop(agent, vm, shared);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What the agent knows: each VM's state, who announced itself, and the events that tell of changes.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Display;
 use std::io;
@@ -14,6 +14,7 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::agent::ask::{Announced, Event, IssuedTicket, Listing, LogLine, State, Told, VmStatus, What};
+use crate::agent::clipboard::Sharing;
 use crate::agent::{AgentError, announce, session};
 use crate::endpoint::Endpoint;
 use crate::pins::Pins;
@@ -40,6 +41,8 @@ pub struct Agent {
     events: broadcast::Sender<Event>,
     lines: RefCell<VecDeque<LogLine>>,
     log: broadcast::Sender<LogLine>,
+    /// This machine's clipboard, from when it is first shared.
+    sharing: OnceCell<Rc<Sharing>>,
 }
 
 /// A VM, with its tasks.
@@ -96,6 +99,7 @@ impl Agent {
             events: broadcast::channel(EVENTS).0,
             lines: RefCell::default(),
             log: broadcast::channel(EVENTS).0,
+            sharing: OnceCell::new(),
         })
     }
 
@@ -300,6 +304,11 @@ impl Agent {
             vms: self.vms.borrow().values().map(|entry| entry.status.clone()).collect(),
             announced: self.announced.borrow().iter().cloned().collect(),
         }
+    }
+
+    /// This machine's clipboard.
+    pub(crate) fn sharing(self: &Rc<Self>) -> Rc<Sharing> {
+        Rc::clone(self.sharing.get_or_init(|| Sharing::start(self)))
     }
 
     /// Every event from now on.

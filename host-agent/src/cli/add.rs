@@ -49,9 +49,12 @@ impl Verb for Add {
         let hv =
             hv.map_err(|error| CommandError::io("Cannot resolve the path of the control socket", &error))?;
         let registry = Registry::open()?;
-        let moved = registry.load(&name).is_ok_and(|old| old.spec.endpoint != endpoint);
-        registry
-            .save(&Vm { name: name.clone(), spec: VmSpec { endpoint, user: self.user, hv } }, self.replace)?;
+        let old = registry.load(&name).ok();
+        let moved = old.as_ref().is_some_and(|old| old.spec.endpoint != endpoint);
+        // Another guest under the same name is not shown what is copied here until somebody says so.
+        let clipboard = old.is_some_and(|old| old.spec.clipboard) && !moved;
+        let spec = VmSpec { endpoint, user: self.user, hv, clipboard };
+        registry.save(&Vm { name: name.clone(), spec }, self.replace)?;
         if moved {
             // Another endpoint is another guest until it shows the contrary.
             Pins::open()?.forget(&name)?;

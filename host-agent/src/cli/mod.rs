@@ -19,6 +19,7 @@ use crate::ui;
 pub mod add;
 pub mod agent;
 pub mod attach;
+pub mod clipboard;
 pub mod complete;
 pub mod completions;
 pub mod connect;
@@ -100,6 +101,7 @@ pub const VERBS: &[Entry] = &[
     entry::<ps::Ps>(),
     entry::<kill::Kill>(),
     entry::<var::Var>(),
+    entry::<clipboard::Clipboard>(),
     entry::<power::Stop>(),
     entry::<power::Reboot>(),
     entry::<power::Suspend>(),

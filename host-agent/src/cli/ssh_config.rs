@@ -189,7 +189,8 @@ mod tests {
     use crate::vm::VmSpec;
 
     fn vm(user: Option<&str>) -> Vm {
-        let spec = VmSpec { endpoint: "vsock:7".parse().unwrap(), user: user.map(str::to_owned), hv: None };
+        let (endpoint, user) = ("vsock:7".parse().unwrap(), user.map(str::to_owned));
+        let spec = VmSpec { endpoint, user, hv: None, clipboard: false };
         Vm { name: "dev".parse().unwrap(), spec }
     }
 

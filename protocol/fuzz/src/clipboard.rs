@@ -1,6 +1,6 @@
 //! Clipboard: each of its machines against a hostile peer.
 
-use hospes_protocol::clipboard::{Channel, Ready, Side, Sink, SinkStep, Source};
+use hospes_protocol::clipboard::{Channel, Ready, Share, Side, Sink, SinkStep, Source};
 use hospes_protocol::frame::FrameId;
 use hospes_protocol::limits::{INITIAL_CREDIT, MESSAGE_LEN};
 
@@ -21,7 +21,12 @@ pub fn clipboard(data: &[u8]) {
 }
 
 fn channel(side: Side, mut input: Input<'_>, out: &mut Vec<u8>) {
-    let ready = Ready { user: String::new(), back_end: String::new(), selections: Vec::new() };
+    let ready = Ready {
+        user: String::new(),
+        back_end: String::new(),
+        selections: Vec::new(),
+        share: Share { to_guest: true, to_host: true },
+    };
     let mut channel = if side == Side::Host { Channel::host() } else { Channel::guest(&ready, out) };
     while input.next().is_some() {
         let frame = input.frame();

@@ -43,7 +43,8 @@ fn said(channel: &mut Channel, wire: &[u8]) -> Result<Said, ClipboardError> {
 }
 
 fn ready() -> Ready {
-    Ready { user: "dev".into(), back_end: "x11".into(), selections: vec![Selection::CLIPBOARD] }
+    let share = Share { to_guest: true, to_host: true };
+    Ready { user: "dev".into(), back_end: "x11".into(), selections: vec![Selection::CLIPBOARD], share }
 }
 
 #[test]

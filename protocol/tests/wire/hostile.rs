@@ -1,7 +1,7 @@
 //! What must be refused, and how: `hostile/RECEIVER/ERROR/*.bin`.
 
 use hospes_protocol::clipboard::{
-    self, Channel, ClipboardError, Offer, Selection, Sink, Source, Taken, Want,
+    self, Channel, ClipboardError, Offer, Selection, Share, Sink, Source, Taken, Want,
 };
 use hospes_protocol::codec::CodecError;
 use hospes_protocol::copy::archive::{ArchiveError, Attributes, Decoder, Record};
@@ -47,8 +47,12 @@ pub(crate) fn refused_as(receiver: &str, bytes: &[u8]) -> Option<&'static str> {
         }
         "clipboard-host" => clipboard_channel(Channel::host(), bytes),
         "clipboard-guest" => {
-            let ready =
-                clipboard::Ready { user: String::new(), back_end: String::new(), selections: Vec::new() };
+            let ready = clipboard::Ready {
+                user: String::new(),
+                back_end: String::new(),
+                selections: Vec::new(),
+                share: Share { to_guest: true, to_host: true },
+            };
             clipboard_channel(Channel::guest(&ready, &mut Vec::new()), bytes)
         }
         "clipboard-sink" => {

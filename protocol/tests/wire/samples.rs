@@ -355,6 +355,7 @@ fn clipboards(samples: &mut Samples) {
         user: "dev".into(),
         back_end: "ext-data-control".into(),
         selections: vec![selection, Selection::PRIMARY, Selection(9)],
+        share: Share { to_guest: false, to_host: true },
     };
     samples.message("clipboard-ready", FrameId::CLIPBOARD_READY, &ready);
     let offer = |serial, types| Offer { serial, selection: Selection::PRIMARY, types };

@@ -338,7 +338,9 @@ fn clipboard_channel() -> Vec<Record> {
     let offer = |serial, kind: &str| Offer { serial, selection, types: vec![kind.to_owned()] };
     script.ticket().host(FrameId::CLIPBOARD, &Share { to_guest: true, to_host: true }).opened();
     script.host(FrameId::CLIPBOARD_OFFER, &offer(1, "text/plain"));
-    let ready = clipboard::Ready { user: "dev".into(), back_end: "x11".into(), selections: vec![selection] };
+    let share = Share { to_guest: true, to_host: true };
+    let (user, back_end) = ("dev".into(), "x11".into());
+    let ready = clipboard::Ready { user, back_end, selections: vec![selection], share };
     script.guest(FrameId::CLIPBOARD_READY, &ready);
     script.guest(FrameId::CLIPBOARD_OFFER, &offer(4, "image/png"));
     let want = Want { call: [7; 16], selection, serial: 1, kind: "text/plain".into() };

@@ -1,0 +1,281 @@
+//! The hub with its rim: a desktop on one side, peers on the other, and pipes for what is pasted.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use hospes_protocol::clipboard::{Decline, Ready, Said, Selection, Share, Side, Want};
+use hospes_protocol::error::{ErrorKind, WireError};
+use hospes_protocol::frame::FrameId;
+use hospes_protocol::limits::CLIPBOARD_PASTES;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::back_end::{Event, Handle, Read, Wanted};
+use crate::hub::{Action, Hub, Owner, PeerId, SELECTIONS, place};
+use crate::kept::Kept;
+use crate::peer::Outbox;
+use crate::pipe::pipe;
+use crate::pump::From;
+
+/// A paste of what a peer has.
+#[derive(Debug)]
+pub struct Paste {
+    /// The peer.
+    pub peer: PeerId,
+    /// The selection.
+    pub selection: Selection,
+    /// The peer's number for its offer.
+    pub serial: u64,
+    /// As which of its types.
+    pub kind: String,
+    /// Where the bytes go. Closing it is the end.
+    pub into: OwnedFd,
+}
+
+/// A desktop's clipboard, shared.
+#[derive(Debug)]
+pub struct Clipboard {
+    side: Side,
+    inner: RefCell<Inner>,
+    desktop: Handle,
+    next: Cell<PeerId>,
+    /// Where pastes of peers' offers go on the host's side, which opens connections. A guest asks instead.
+    pastes: Option<mpsc::UnboundedSender<Paste>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    hub: Hub,
+    peers: BTreeMap<PeerId, Rc<Outbox>>,
+    kept: [Option<Rc<Kept>>; SELECTIONS.len()],
+    came: Option<(&'static str, Vec<Selection>)>,
+    /// Pastes that a host was asked to feed.
+    calls: HashMap<[u8; 16], (PeerId, OwnedFd)>,
+}
+
+impl Clipboard {
+    /// A guest's.
+    #[must_use]
+    pub fn guest(desktop: Handle) -> Self {
+        Self::new(Side::Guest, desktop, None)
+    }
+
+    /// A host's; `pastes` gets what is pasted of the guests'.
+    #[must_use]
+    pub fn host(desktop: Handle, pastes: mpsc::UnboundedSender<Paste>) -> Self {
+        Self::new(Side::Host, desktop, Some(pastes))
+    }
+
+    fn new(side: Side, desktop: Handle, pastes: Option<mpsc::UnboundedSender<Paste>>) -> Self {
+        Self { side, inner: RefCell::default(), desktop, next: Cell::new(1), pastes }
+    }
+
+    /// Something happened on the desktop.
+    pub fn happened(&self, event: Event) {
+        let actions = match event {
+            Event::Came { back_end, selections } => {
+                let mut inner = self.inner.borrow_mut();
+                inner.hub.desktop_came();
+                inner.came = Some((back_end, selections));
+                Vec::new()
+            }
+            Event::Changed { selection, types, after, first } => {
+                let mut inner = self.inner.borrow_mut();
+                match inner.hub.desktop_empty(selection) {
+                    // Others' copies outlive the compositor that showed them.
+                    Some(action) if first && types.is_empty() => vec![action],
+                    _ => inner.hub.desktop_changed(selection, types, after),
+                }
+            }
+            Event::Looked => Vec::new(),
+            Event::Wanted(wanted) => {
+                self.wanted(wanted);
+                Vec::new()
+            }
+            Event::Gone => {
+                let mut inner = self.inner.borrow_mut();
+                inner.came = None;
+                inner.hub.desktop_gone()
+            }
+        };
+        self.act(actions);
+    }
+
+    /// How the desktop is reached, while it is; `user` is whose it is, `share` what is allowed.
+    #[must_use]
+    pub fn ready(&self, user: &str, share: Share) -> Option<Ready> {
+        let inner = self.inner.borrow();
+        let (back_end, selections) = inner.came.as_ref()?;
+        let (user, back_end) = (user.to_owned(), (*back_end).to_owned());
+        Some(Ready { user, back_end, selections: selections.clone(), share })
+    }
+
+    /// A peer is there. What is to be said to it is in the outbox.
+    pub fn peer_came(&self, share: Share) -> (PeerId, Rc<Outbox>) {
+        let id = self.next.get();
+        self.next.set(id + 1);
+        let outbox = Rc::new(Outbox::default());
+        let actions = {
+            let mut inner = self.inner.borrow_mut();
+            inner.peers.insert(id, Rc::clone(&outbox));
+            inner.hub.peer_came(id, share, self.side)
+        };
+        self.act(actions);
+        (id, outbox)
+    }
+
+    /// A peer's offer or refusal. What else it says is not the hub's.
+    pub fn peer_said(&self, id: PeerId, said: Said) {
+        match said {
+            Said::Offer(offer) => {
+                let actions = self.inner.borrow_mut().hub.peer_offered(id, offer);
+                self.act(actions);
+            }
+            Said::Decline(Decline { call, .. }) => {
+                let mut inner = self.inner.borrow_mut();
+                if inner.calls.get(&call).is_some_and(|(peer, _)| *peer == id) {
+                    // The program sees an end without a byte: it is all that a pipe can say.
+                    inner.calls.remove(&call);
+                }
+            }
+            _ => (),
+        }
+    }
+
+    /// A peer is gone.
+    pub fn peer_left(&self, id: PeerId) {
+        let actions = {
+            let mut inner = self.inner.borrow_mut();
+            inner.peers.remove(&id);
+            inner.calls.retain(|_, (peer, _)| *peer != id);
+            inner.hub.peer_left(id)
+        };
+        self.act(actions);
+    }
+
+    /// Ends every peer's connection.
+    pub fn close_all(&self) {
+        for outbox in self.inner.borrow().peers.values() {
+            outbox.close();
+        }
+    }
+
+    /// Bytes were left to be pasted here.
+    pub fn keep(&self, selection: Selection, types: Vec<String>, kept: Kept) {
+        let actions = {
+            let mut inner = self.inner.borrow_mut();
+            let Some(at) = place(selection) else { return };
+            inner.kept[at] = Some(Rc::new(kept));
+            inner.hub.kept(selection, types)
+        };
+        self.act(actions);
+    }
+
+    /// What a peer pastes of the offer that it was made under `serial`.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` where something else was copied since, `FORBIDDEN` where nothing goes that way.
+    pub async fn give(
+        &self,
+        peer: Option<PeerId>,
+        selection: Selection,
+        serial: u64,
+        kind: &str,
+    ) -> Result<From, WireError> {
+        let found = {
+            let inner = self.inner.borrow();
+            if peer.is_some_and(|peer| !inner.hub.is_told(peer)) {
+                return Err(WireError::new(ErrorKind::FORBIDDEN, "The clipboard is not shared that way"));
+            }
+            inner.hub.resolve(selection, serial, kind)
+        };
+        let gone = || WireError::new(ErrorKind::NOT_FOUND, "What was to be pasted is not there any more");
+        let (owner, kind) = found.ok_or_else(gone)?;
+        match owner {
+            Owner::Nobody => Err(gone()),
+            Owner::Kept => {
+                let kept = place(selection).and_then(|at| self.inner.borrow().kept[at].clone());
+                Ok(From::File(kept.ok_or_else(gone)?.reader().map_err(|error| os(&error))?))
+            }
+            Owner::Desktop => {
+                let (reply, answer) = oneshot::channel();
+                self.desktop.read(Read { selection, kind, reply });
+                Ok(From::Pipe(answer.await.map_err(|_| gone())?))
+            }
+            Owner::Peer(owner, serial) => {
+                let (ours, into) = pipe().map_err(|error| os(&error))?;
+                self.paste(Paste { peer: owner, selection, serial, kind, into });
+                Ok(From::Pipe(ours))
+            }
+        }
+    }
+
+    /// Where the bytes of a paste go that a host was asked for; `None` where it was not, or nobody waits any more.
+    pub fn feed(&self, call: &[u8; 16]) -> Option<OwnedFd> {
+        self.inner.borrow_mut().calls.remove(call).map(|(_, into)| into)
+    }
+
+    fn wanted(&self, wanted: Wanted) {
+        let Wanted { selection, serial, kind, into } = wanted;
+        let found = self.inner.borrow().hub.resolve(selection, serial, &kind);
+        match found {
+            Some((Owner::Peer(peer, serial), kind)) => {
+                self.paste(Paste { peer, selection, serial, kind, into });
+            }
+            Some((Owner::Kept, _)) => {
+                let kept = place(selection).and_then(|at| self.inner.borrow().kept[at].clone());
+                if let Some(Ok(reader)) = kept.map(|kept| kept.reader()) {
+                    tokio::task::spawn_local(crate::pump::copy(reader, into));
+                }
+            }
+            // Replaced meanwhile: the program sees an end without a byte.
+            _ => (),
+        }
+    }
+
+    /// Has a peer's bytes brought.
+    fn paste(&self, paste: Paste) {
+        if let Some(pastes) = &self.pastes {
+            let _ = pastes.send(paste);
+            return;
+        }
+        let mut inner = self.inner.borrow_mut();
+        let Paste { peer, selection, serial, kind, into } = paste;
+        let under_way = inner.calls.values().filter(|(of, _)| *of == peer).count();
+        let mut call = [0; 16];
+        if under_way >= CLIPBOARD_PASTES || getrandom::fill(&mut call).is_err() {
+            return;
+        }
+        let Some(outbox) = inner.peers.get(&peer) else { return };
+        if outbox.message(FrameId::CLIPBOARD_WANT, &Want { call, selection, serial, kind }) {
+            inner.calls.insert(call, (peer, into));
+        }
+    }
+
+    fn act(&self, actions: Vec<Action>) {
+        let mut inner = self.inner.borrow_mut();
+        for action in actions {
+            match action {
+                Action::Show(shown) => self.desktop.show(shown),
+                Action::Tell(peer, offer) => {
+                    if let Some(outbox) = inner.peers.get(&peer) {
+                        outbox.offer(offer);
+                    }
+                }
+            }
+        }
+        // Bytes that nobody can paste any more are let go.
+        let Inner { hub, kept, .. } = &mut *inner;
+        for (kept, selection) in kept.iter_mut().zip(SELECTIONS) {
+            if hub.owner(selection) != Owner::Kept {
+                *kept = None;
+            }
+        }
+    }
+}
+
+fn os(error: &io::Error) -> WireError {
+    WireError::new(ErrorKind::OS, format!("It cannot be read there: {error}"))
+}

@@ -1,0 +1,177 @@
+//! The helper: a desktop, a daemon, and the hosts' connections between them.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use guest_tools::handoff::Handoff;
+use hospes_clipboard::back_end::{self, Event};
+use hospes_clipboard::clipboard::Clipboard;
+use hospes_clipboard::desktop::{self, Places};
+use hospes_clipboard::kept::{self, Kept};
+use hospes_clipboard::peer;
+use hospes_clipboard::pump::{self, Into, Wire};
+use hospes_protocol::clipboard::{Channel, Feed, Fetch, Set, Share, Side};
+use hospes_protocol::codec;
+use hospes_protocol::error::{ErrorKind, WireError};
+use hospes_protocol::frame::{self, FrameId};
+use nix::sys::socket::{Shutdown, shutdown};
+use nix::unistd::{User, geteuid};
+use tokio::sync::watch;
+use tokio::task::spawn_local;
+use tokio::time::{Duration, sleep};
+
+use crate::daemon::Daemon;
+
+/// How long after the daemon has left it is looked for.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// What the helper is told on its command line.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The daemon's socket.
+    pub daemon: PathBuf,
+    /// Where a desktop may be.
+    pub places: Places,
+}
+
+/// Serves until nobody is interested any more, which is never.
+pub async fn run(options: Options) {
+    let (handle, orders, mut events) = back_end::ends();
+    let clipboard = Rc::new(Clipboard::guest(handle));
+    spawn_local(desktop::serve(options.places, orders));
+    let (present, presence) = watch::channel(false);
+    spawn_local(attend(options.daemon, Rc::clone(&clipboard), presence));
+    while let Some(event) = events.recv().await {
+        match &event {
+            Event::Came { back_end, .. } => {
+                tracing::info!("The desktop's clipboard is reached by {back_end}");
+            }
+            Event::Gone => tracing::info!("The desktop is gone"),
+            _ => (),
+        }
+        let (came, gone) = (matches!(event, Event::Came { .. }), matches!(event, Event::Gone));
+        clipboard.happened(event);
+        if came || gone {
+            present.send_replace(came);
+        }
+    }
+}
+
+/// Is connected to the daemon while there is a desktop.
+async fn attend(socket: PathBuf, clipboard: Rc<Clipboard>, mut presence: watch::Receiver<bool>) {
+    let user =
+        User::from_uid(geteuid()).ok().flatten().map_or_else(|| geteuid().to_string(), |user| user.name);
+    while presence.wait_for(|present| *present).await.is_ok() {
+        let attended = async {
+            let mut daemon = Daemon::connect(&socket).await;
+            tracing::info!("Connected to hospes-toolsd");
+            loop {
+                match daemon.next().await {
+                    Ok((connection, handoff)) => {
+                        spawn_local(serve(Rc::clone(&clipboard), connection, handoff, user.clone()));
+                    }
+                    Err(error) => {
+                        tracing::info!("hospes-toolsd left: {error}");
+                        // One that turns everybody away is not asked at once again.
+                        return sleep(AGAIN).await;
+                    }
+                }
+            }
+        };
+        let mut gone = presence.clone();
+        tokio::select! {
+            () = attended => (),
+            _ = gone.wait_for(|present| !*present) => (),
+        }
+        // What the daemon handed over ends with it: it alone knows who sits at the screen.
+        clipboard.close_all();
+    }
+}
+
+/// Serves one connection of a host's to its end, and ends it for everybody who has a copy of its descriptor.
+async fn serve(clipboard: Rc<Clipboard>, connection: OwnedFd, handoff: Handoff, user: String) {
+    let Ok(copy) = connection.as_fd().try_clone_to_owned() else { return };
+    let outcome = match FrameId(handoff.request_id) {
+        FrameId::CLIPBOARD => share(&clipboard, connection, &handoff, &user).await,
+        id => body(&clipboard, connection, id, &handoff).await,
+    };
+    if let Err(why) = outcome {
+        tracing::debug!("A connection of the clipboard ended: {why}");
+    }
+    let _ = shutdown(copy.as_raw_fd(), Shutdown::Both);
+}
+
+/// The long connection.
+async fn share(
+    clipboard: &Clipboard,
+    connection: OwnedFd,
+    handoff: &Handoff,
+    user: &str,
+) -> anyhow::Result<()> {
+    let share: Share = codec::decode(&handoff.request)?;
+    let mut first = handoff.preamble.clone();
+    let Some(ready) = clipboard.ready(user, share) else {
+        let wire = Wire::new(connection, &[])?;
+        frame::put(FrameId::FAILED, &WireError::new(ErrorKind::BUSY, "The desktop is gone"), &mut first);
+        return Ok(wire.write_all(&first).await?);
+    };
+    let channel = Channel::guest(&ready, &mut first);
+    let (id, outbox) = clipboard.peer_came(share);
+    let heard = |said| clipboard.peer_said(id, said);
+    let end = peer::converse(connection, &handoff.rest, first, channel, &outbox, heard).await;
+    clipboard.peer_left(id);
+    Err(end.into())
+}
+
+/// A connection that carries bytes.
+async fn body(
+    clipboard: &Clipboard,
+    connection: OwnedFd,
+    id: FrameId,
+    handoff: &Handoff,
+) -> anyhow::Result<()> {
+    let mut wire = Wire::new(connection, &handoff.rest)?;
+    wire.write_all(&handoff.preamble).await?;
+    let done = match id {
+        FrameId::CLIPBOARD_FETCH => {
+            let Fetch { selection, serial, kind } = codec::decode(&handoff.request)?;
+            match clipboard.give(None, selection, serial, &kind).await {
+                Ok(from) => pump::source(&mut wire, Side::Guest, from).await,
+                Err(error) => {
+                    pump::refuse(&mut wire, &error).await;
+                    return Ok(());
+                }
+            }
+        }
+        FrameId::CLIPBOARD_FEED => {
+            let Feed { call } = codec::decode(&handoff.request)?;
+            match clipboard.feed(&call) {
+                Some(into) => pump::sink(&mut wire, Side::Guest, Into::Pipe(into)).await,
+                None => {
+                    let error = WireError::new(ErrorKind::NOT_FOUND, "Nobody waits for this paste any more");
+                    pump::refuse(&mut wire, &error).await;
+                    return Ok(());
+                }
+            }
+        }
+        FrameId::CLIPBOARD_SET => {
+            let Set { selection, types } = codec::decode(&handoff.request)?;
+            let kept = Kept::new()?;
+            let into = Into::File(kept.writer()?, kept::MOST);
+            // Shown before the host is told that it is: a script that copies may paste at once.
+            let taken = pump::receive(&mut wire, Side::Guest, into).await;
+            match taken {
+                Ok(sink) => {
+                    clipboard.keep(selection, types, kept);
+                    sink.acknowledge(&mut wire).await
+                }
+                Err(error) => Err(error),
+            }
+        }
+        other => anyhow::bail!("{other} is no request of the clipboard's"),
+    };
+    pump::part(&mut wire).await;
+    tracing::debug!("{id}: {} bytes", done?);
+    Ok(())
+}

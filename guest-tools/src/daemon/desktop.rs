@@ -1,0 +1,395 @@
+//! Whose clipboard a host reaches: the helpers that are there, and whose desktop is in front.
+//!
+//! A helper (`hospes-desktop`, one for each user with a desktop) connects to [`socket`] once it has found a desktop, and
+//! takes connections there as workers do. The kernel says whose it is. logind says who sits at the screen ([`seat`]): only
+//! that user's helper is given a host's connection, and only until somebody else sits there, the session is locked, or a
+//! greeter takes the screen. What was handed over then ends at once: the daemon keeps a descriptor of each connection, and
+//! shuts it down itself, whatever the helper does.
+
+mod seat;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use hospes_protocol::clipboard::Share;
+use hospes_protocol::codec;
+use hospes_protocol::error::{ErrorKind, WireError};
+use hospes_protocol::frame::FrameId;
+use nix::sys::socket::{Shutdown, shutdown};
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time;
+
+use super::{Daemon, lock};
+use crate::config::Config;
+use crate::handoff::{self, Handoff};
+use crate::verb::Verb;
+use crate::{async_fd, audit};
+
+/// Helpers of one user at once: one is usual, and a second while the first is replaced.
+const PER_USER: usize = 4;
+/// Helpers of all users.
+const HELPERS: usize = 64;
+/// Connections that are handed over and not over yet.
+const CONNECTIONS: usize = 512;
+/// How long a helper may take to take a connection.
+const TAKE: Duration = Duration::from_secs(10);
+
+/// Who says whose desktop is in front.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Seat {
+    /// This machine's logind.
+    #[default]
+    Machine,
+    /// A logind on the bus at this address. For tests.
+    Bus(String),
+    /// Nobody: whichever helper came last is in front. For tests, and for machines without logind.
+    Anybody,
+}
+
+/// The desktops of this guest.
+#[derive(Debug)]
+pub struct Desktops {
+    seat: Seat,
+    state: Mutex<State>,
+    current: watch::Sender<Option<Current>>,
+    connections: Arc<AtomicUsize>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    helpers: Vec<Helper>,
+    /// Who sits at the screen.
+    active: Option<u32>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Helper {
+    id: u64,
+    uid: u32,
+    name: String,
+    deliveries: mpsc::Sender<Delivery>,
+}
+
+/// The helper that a host's connection would reach now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Current {
+    id: u64,
+    uid: u32,
+    name: String,
+}
+
+#[derive(Debug)]
+struct Delivery {
+    connection: OwnedFd,
+    handoff: Handoff,
+    taken: oneshot::Sender<()>,
+}
+
+/// News of whose desktop is in front.
+#[derive(Debug)]
+pub(super) struct News {
+    current: watch::Receiver<Option<Current>>,
+    told: Option<Current>,
+}
+
+impl News {
+    /// The user's name, once it is another desktop than was told before (of the same user's, where the helper was started
+    /// anew); none where it is nobody's.
+    pub(super) async fn changed(&mut self) -> Result<Option<String>, watch::error::RecvError> {
+        loop {
+            let now = self.current.borrow_and_update().clone();
+            if now != self.told {
+                self.told.clone_from(&now);
+                return Ok(now.map(|current| current.name));
+            }
+            self.current.changed().await?;
+        }
+    }
+}
+
+/// The socket's place.
+#[must_use]
+pub fn socket(run: &Path) -> PathBuf {
+    run.join("desktop.sock")
+}
+
+/// Makes the socket, in place of one that an earlier daemon left. Every user may connect: the kernel says who does, and
+/// what that is good for is decided by who sits at the screen.
+///
+/// # Errors
+/// What the file system says.
+pub fn bind(run: &Path) -> io::Result<UnixListener> {
+    let path = socket(run);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+/// Takes helpers, for ever.
+pub(super) async fn serve(daemon: Arc<Daemon>, listener: UnixListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(attend(Arc::clone(&daemon), stream))),
+            Err(error) if super::is_passing(&error) => {}
+            Err(error) => {
+                tracing::error!("The desktops' socket takes no connection: {error}");
+                time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+/// Keeps one helper for as long as it is there.
+async fn attend(daemon: Arc<Daemon>, stream: UnixStream) {
+    let Ok(uid) = stream.peer_cred().map(|credentials| credentials.uid()) else { return };
+    let name = name_of(uid).await;
+    let (deliveries, mut waiting) = mpsc::channel(1);
+    let desktops = &daemon.desktops;
+    let Some((id, first)) = desktops.enter(uid, name, deliveries) else {
+        return tracing::warn!("User {uid} has too many desktop helpers, another one is refused");
+    };
+    if first && desktops.seat != Seat::Anybody {
+        tokio::spawn(follow_seat(Arc::clone(&daemon)));
+    }
+    loop {
+        let mut word = [0];
+        let delivery = tokio::select! {
+            delivery = waiting.recv() => delivery,
+            // A helper says nothing of its own accord: this is its end.
+            _ = stream.async_io(Interest::READABLE, || stream.try_read(&mut word)) => None,
+        };
+        let Some(Delivery { connection, handoff, taken }) = delivery else { break };
+        match time::timeout(TAKE, handoff::deliver(&stream, connection.as_fd(), &handoff)).await {
+            Ok(Ok(())) => drop(taken.send(())),
+            Ok(Err(error)) => {
+                tracing::warn!("The desktop helper of user {uid} takes no connection: {error}");
+                break;
+            }
+            Err(_) => {
+                tracing::warn!("The desktop helper of user {uid} takes too long");
+                break;
+            }
+        }
+    }
+    desktops.leave(id);
+}
+
+async fn name_of(uid: u32) -> String {
+    let found = tokio::task::spawn_blocking(move || nix::unistd::User::from_uid(uid.into())).await;
+    match found {
+        Ok(Ok(Some(user))) => user.name,
+        _ => uid.to_string(),
+    }
+}
+
+/// Follows who sits at the screen while there are helpers.
+async fn follow_seat(daemon: Arc<Daemon>) {
+    let desktops = &daemon.desktops;
+    let bus = if let Seat::Bus(address) = &desktops.seat { Some(address.as_str()) } else { None };
+    let mut helpers = desktops.current.subscribe();
+    tokio::select! {
+        error = seat::follow(bus, |active| desktops.seated(active)) => {
+            tracing::warn!("Nobody says whose desktop is in front, so no clipboard is shared: {error}");
+        }
+        () = async { while !desktops.state().helpers.is_empty() && helpers.changed().await.is_ok() {} } => (),
+    }
+    desktops.seated(None);
+}
+
+impl Desktops {
+    /// Desktops of which nothing is known yet.
+    #[must_use]
+    pub fn new(seat: Seat) -> Self {
+        let current = watch::Sender::new(None);
+        Self { seat, state: Mutex::default(), current, connections: Arc::default() }
+    }
+
+    /// News from now on. Where somebody's desktop is in front already, that is the first.
+    pub(super) fn subscribe(&self) -> News {
+        News { current: self.current.subscribe(), told: None }
+    }
+
+    /// The user whose desktop is in front and shared.
+    #[must_use]
+    pub fn user(&self) -> Option<String> {
+        self.current.borrow().as_ref().map(|current| current.name.clone())
+    }
+
+    /// Gives a host's connection to the desktop in front, where the policy allows.
+    ///
+    /// # Errors
+    /// `BUSY` where there is none, `FORBIDDEN`, `LIMIT`, `SESSION`. The connection is still ours.
+    pub(super) async fn hand_over(
+        &self,
+        config: &Config,
+        connection: BorrowedFd<'_>,
+        handoff: &Handoff,
+        subject: &[u8],
+    ) -> Result<(), WireError> {
+        let mut handoff = handoff.clone();
+        apply(config, &mut handoff)?;
+        let os = |error: io::Error| WireError::new(ErrorKind::OS, format!("The guest failed: {error}"));
+        let (current, deliveries) = self.front().ok_or_else(absent)?;
+        let Current { id, uid, name } = current;
+        if !config.users.allows(&name, uid) {
+            let message = format!("The guest's policy does not allow the user {name}");
+            return Err(WireError::new(ErrorKind::FORBIDDEN, message)
+                .hint("In the guest: [users] in /etc/hospes/tools.toml"));
+        }
+        if self.connections.load(Ordering::Relaxed) >= CONNECTIONS {
+            let message = format!("{CONNECTIONS} connections of the clipboard are open, the guest's limit");
+            return Err(WireError::new(ErrorKind::LIMIT, message));
+        }
+        audit::allowed(&handoff.host, Verb::Clipboard, &name, subject);
+        let kept = connection.try_clone_to_owned().map_err(os)?;
+        let guard = Guard {
+            // Nothing is read through it: it is told of the connection's end alone.
+            connection: async_fd::register(kept, Interest::PRIORITY).map_err(os)?,
+            helper: id,
+            current: self.current.subscribe(),
+            count: Arc::clone(&self.connections),
+        };
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        let guard = tokio::spawn(guard.stand());
+        let (taken, answer) = oneshot::channel();
+        let connection = connection.try_clone_to_owned().map_err(os)?;
+        let sent = deliveries.send(Delivery { connection, handoff, taken }).await;
+        if sent.is_ok() && answer.await.is_ok() {
+            return Ok(());
+        }
+        // Only what was handed over may be shut down.
+        guard.abort();
+        Err(absent())
+    }
+
+    fn front(&self) -> Option<(Current, mpsc::Sender<Delivery>)> {
+        let current = self.current.borrow().clone()?;
+        let state = self.state();
+        let helper = state.helpers.iter().find(|helper| helper.id == current.id)?;
+        Some((current, helper.deliveries.clone()))
+    }
+
+    /// A helper came: its number, and whether it is the only one.
+    fn enter(&self, uid: u32, name: String, deliveries: mpsc::Sender<Delivery>) -> Option<(u64, bool)> {
+        let mut state = self.state();
+        let of_user = state.helpers.iter().filter(|helper| helper.uid == uid).count();
+        if of_user >= PER_USER || state.helpers.len() >= HELPERS {
+            return None;
+        }
+        state.next += 1;
+        let id = state.next;
+        state.helpers.push(Helper { id, uid, name, deliveries });
+        let first = state.helpers.len() == 1;
+        self.choose(&state);
+        Some((id, first))
+    }
+
+    fn leave(&self, id: u64) {
+        let mut state = self.state();
+        state.helpers.retain(|helper| helper.id != id);
+        self.choose(&state);
+        // Whoever waits for the last to leave looks again.
+        self.current.send_modify(|_| ());
+    }
+
+    /// Another user sits at the screen, or nobody.
+    fn seated(&self, active: Option<u32>) {
+        let mut state = self.state();
+        state.active = active;
+        self.choose(&state);
+    }
+
+    fn choose(&self, state: &State) {
+        let anybody = self.seat == Seat::Anybody;
+        let front = state.helpers.iter().rev().find(|helper| anybody || Some(helper.uid) == state.active);
+        let front = front.map(|helper| Current { id: helper.id, uid: helper.uid, name: helper.name.clone() });
+        self.current.send_if_modified(|current| {
+            let changed = *current != front;
+            *current = front;
+            changed
+        });
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+fn absent() -> WireError {
+    WireError::new(ErrorKind::BUSY, "No desktop in the guest shares its clipboard now")
+        .hint("In the guest: is hospes-desktop installed, somebody logged in, and the screen not locked?")
+}
+
+/// Holds a request of the clipboard against the policy's directions.
+fn apply(config: &Config, handoff: &mut Handoff) -> Result<(), WireError> {
+    let directions = config.clipboard;
+    let closed = |setting: &str| {
+        let message = "The guest's policy does not let the clipboard go that way";
+        let hint = format!("In the guest: [clipboard] {setting} in /etc/hospes/tools.toml");
+        Err(WireError::new(ErrorKind::FORBIDDEN, message).hint(hint))
+    };
+    match FrameId(handoff.request_id) {
+        FrameId::CLIPBOARD_FETCH if !directions.to_host => closed("to-host"),
+        FrameId::CLIPBOARD_FEED | FrameId::CLIPBOARD_SET if !directions.to_guest => closed("to-guest"),
+        FrameId::CLIPBOARD => {
+            let asked: Share = codec::decode(&handoff.request).map_err(WireError::protocol)?;
+            let allowed = Share {
+                to_guest: asked.to_guest && directions.to_guest,
+                to_host: asked.to_host && directions.to_host,
+            };
+            handoff.request.clear();
+            codec::encode_into(&allowed, &mut handoff.request);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A handed connection's end, which comes at the latest when another desktop is in front.
+struct Guard {
+    connection: tokio::io::unix::AsyncFd<OwnedFd>,
+    helper: u64,
+    current: watch::Receiver<Option<Current>>,
+    count: Arc<AtomicUsize>,
+}
+
+impl Guard {
+    async fn stand(mut self) {
+        let helper = self.helper;
+        let connection = &self.connection;
+        let over = async {
+            loop {
+                match connection.ready(Interest::PRIORITY).await {
+                    Ok(mut ready) if !ready.ready().is_read_closed() && !ready.ready().is_error() => {
+                        ready.clear_ready();
+                    }
+                    _ => return,
+                }
+            }
+        };
+        tokio::select! {
+            () = over => (),
+            _ = self.current.wait_for(|now| now.as_ref().is_none_or(|now| now.id != helper)) => {
+                let _ = shutdown(std::os::fd::AsRawFd::as_raw_fd(connection.get_ref()), Shutdown::Both);
+            }
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,265 @@
+//! What is copied on one machine can be pasted on the other: real compositors, a real helper and daemon, a real agent.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use integration_tests::desktop::{Compositor, helper, noise};
+use integration_tests::{Beside, Deadline, Host, Process};
+
+const TEXT: &str = "text/plain;charset=utf-8";
+
+/// A guest's desktop and a host's, with all that is between them.
+struct Rig {
+    there: Compositor,
+    here: Compositor,
+    host: Host,
+    guest: Beside,
+    helper: Process,
+}
+
+impl Rig {
+    fn start(policy: &str, share: bool) -> Result<Self> {
+        let (there, here) = (Compositor::sway()?, Compositor::sway()?);
+        let guest = Beside::start(policy)?;
+        let helper = helper(&guest, &there)?;
+        let mut host = guest.host()?;
+        host.set("WAYLAND_DISPLAY", &here.socket().display().to_string());
+        host.start_agent()?;
+        host.wait_connected("vm")?;
+        let rig = Self { there, here, host, guest, helper };
+        if share {
+            rig.host.run(&["clipboard", "vm", "--share", "on"])?.text()?;
+        }
+        Ok(rig)
+    }
+
+    /// All that the programs between the desktops have said.
+    fn words(&self) -> String {
+        let agent = std::fs::read_to_string(self.host.home().join("agent.log")).unwrap_or_default();
+        let guest = self.guest.log().unwrap_or_default();
+        format!("--- helper\n{}--- daemon\n{guest}--- agent\n{agent}", self.helper.output())
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() || std::env::var_os("CLIPBOARD_LOG").is_some() {
+            eprintln!("{}", self.words());
+        }
+    }
+}
+
+#[test]
+fn what_is_copied_on_one_side_is_pasted_on_the_other() -> Result<()> {
+    let rig = Rig::start("", true)?;
+    let picture = noise(300_000);
+    let there: [(&str, &[u8]); 4] =
+        [(TEXT, "über\n".as_bytes()), ("text/html", b"<b>x</b>"), ("image/png", &picture), (TEXT, b"x")];
+    for (kind, bytes) in there {
+        let _copied = rig.there.copy(kind, bytes, &[])?;
+        rig.here.pastes(kind, bytes, &[])?;
+        let _copied = rig.here.copy(kind, &[bytes, b" and back"].concat(), &[])?;
+        rig.there.pastes(kind, &[bytes, b" and back"].concat(), &[])?;
+    }
+    Ok(())
+}
+
+/// Of either side, which copies and which pastes.
+fn ways(rig: &Rig) -> [(&Compositor, &Compositor); 2] {
+    [(&rig.there, &rig.here), (&rig.here, &rig.there)]
+}
+
+#[test]
+fn any_number_of_bytes_crosses_and_an_empty_copy_is_one() -> Result<()> {
+    let rig = Rig::start("", true)?;
+    for (from, to) in ways(&rig) {
+        for len in [1, 65_536, 4_000_001, 40 << 20] {
+            let bytes = noise(len);
+            let _copied = from.copy("application/octet-stream", &bytes, &[])?;
+            to.pastes("application/octet-stream", &bytes, &[])?;
+        }
+        let _copied = from.copy("application/x-nothing", b"", &[])?;
+        to.pastes("application/x-nothing", b"", &[])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn text_has_all_its_names_and_other_types_keep_theirs() -> Result<()> {
+    let rig = Rig::start("", true)?;
+    for (from, to) in ways(&rig) {
+        let _copied = from.copy("UTF8_STRING", b"text", &[])?;
+        for kind in [TEXT, "text/plain", "UTF8_STRING", "STRING", "TEXT"] {
+            to.pastes(kind, b"text", &[])?;
+        }
+        let _copied = from.copy("application/x-one; a=\"b c\"", b"one", &[])?;
+        to.pastes("application/x-one; a=\"b c\"", b"one", &[])?;
+        let types = to.types(&[])?;
+        ensure!(!types.iter().any(|name| name == "text/plain"), "no text was copied: {types:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_primary_selection_is_shared_apart() -> Result<()> {
+    let rig = Rig::start("", true)?;
+    for (from, to) in ways(&rig) {
+        let _marked = from.copy(TEXT, b"marked", &["-p"])?;
+        to.pastes(TEXT, b"marked", &["-p"])?;
+        let _copied = from.copy(TEXT, b"copied", &[])?;
+        to.pastes(TEXT, b"copied", &[])?;
+        assert_eq!(to.paste(TEXT, &["-p"])?.as_deref(), Some(&b"marked"[..]));
+    }
+    Ok(())
+}
+
+#[test]
+fn of_many_quick_copies_the_last_one_is_pasted() -> Result<()> {
+    let rig = Rig::start("", true)?;
+    for (from, to) in ways(&rig) {
+        let mut copied = Vec::new();
+        for n in 0..100 {
+            copied.push(from.copy(TEXT, format!("copy {n}").as_bytes(), &[])?);
+        }
+        // They race; what is there when all but one have ended is the last one's.
+        drop(copied);
+        let _last = from.copy(TEXT, b"the last", &[])?;
+        to.pastes(TEXT, b"the last", &[])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn connecting_overwrites_nothing_and_fills_what_is_empty() -> Result<()> {
+    let rig = Rig::start("", false)?;
+    let mut there = rig.there.copy(TEXT, b"there", &[])?;
+    let _here = rig.here.copy(TEXT, b"here", &[])?;
+    rig.there.pastes(TEXT, b"there", &[])?;
+    rig.here.pastes(TEXT, b"here", &[])?;
+    rig.host.run(&["clipboard", "vm", "--share", "on"])?.text()?;
+    // A picture on the other selection shows that the two are joined by now.
+    let _marked = rig.there.copy("image/png", b"picture", &["-p"])?;
+    rig.here.pastes("image/png", b"picture", &["-p"])?;
+    assert_eq!(rig.here.paste(TEXT, &[])?.as_deref(), Some(&b"here"[..]));
+    assert_eq!(rig.there.paste(TEXT, &[])?.as_deref(), Some(&b"there"[..]));
+    // And what is copied from now on counts.
+    let _here = rig.here.copy(TEXT, b"new", &[])?;
+    rig.there.pastes(TEXT, b"new", &[])?;
+    there.replaced()
+}
+
+#[test]
+fn nothing_is_shared_before_somebody_says_so_nor_after() -> Result<()> {
+    let rig = Rig::start("", false)?;
+    assert_eq!(rig.host.run(&["clipboard", "vm"])?.text()?, "The clipboard is not shared with vm\n");
+    let _copied = rig.there.copy(TEXT, b"secret", &[])?;
+    rig.there.pastes(TEXT, b"secret", &[])?;
+    // The agent has heard of the desktop by now: a script sees what is copied there.
+    assert_eq!(rig.host.run(&["clipboard", "vm", "paste"])?.text()?, "secret");
+    assert_eq!(rig.here.paste(TEXT, &[])?, None);
+    rig.host.run(&["clipboard", "vm", "--share", "on"])?.text()?;
+    rig.here.pastes(TEXT, b"secret", &[])?;
+    assert_eq!(rig.host.run(&["clipboard", "vm", "--json"])?.text()?, "{\"vm\":\"vm\",\"shared\":true}\n");
+    rig.host.run(&["clipboard", "vm", "--share", "off"])?.text()?;
+    gone(&rig.here)?;
+    Ok(())
+}
+
+/// Waits until nothing can be pasted.
+fn gone(desktop: &Compositor) -> Result<()> {
+    let deadline = Deadline::after(Duration::from_secs(30));
+    deadline.poll("the other side's copy to go", || Ok(desktop.types(&[])?.is_empty().then_some(())))
+}
+
+#[test]
+fn scripts_copy_paste_and_list_without_sharing() -> Result<()> {
+    let rig = Rig::start("", false)?;
+    let paste = |words: &[&str]| rig.host.run(&[&["clipboard", "vm", "paste"], words].concat());
+    let empty = paste(&[])?;
+    assert_eq!((empty.status, empty.stderr.contains("Nothing can be pasted")), (1, true), "{}", empty.stderr);
+    let picture = noise(3_000_000);
+    ensure!(rig.host.run_with(&["clipboard", "vm", "copy", "--type", "image/png"], &picture)?.status == 0);
+    assert_eq!(rig.there.paste("image/png", &[])?, Some(picture.clone()));
+    ensure!(paste(&[])?.stdout == picture, "the picture is the best there is");
+    ensure!(rig.host.run_with(&["clipboard", "vm", "copy"], b"text")?.status == 0);
+    assert_eq!(rig.there.paste("UTF8_STRING", &[])?.as_deref(), Some(&b"text"[..]));
+    assert_eq!(paste(&["--list"])?.text()?, "text/plain;charset=utf-8\n");
+    assert_eq!(paste(&["--type", "text/plain"])?.text()?, "text");
+    assert_eq!(paste(&["--type", "image/png"])?.status, 1);
+    assert_eq!(rig.here.paste(TEXT, &[])?, None, "this machine's own clipboard has no part in it");
+    let _copied = rig.there.copy("text/html", b"<i>", &[])?;
+    rig.there.pastes("text/html", b"<i>", &[])?;
+    assert_eq!(paste(&[])?.text()?, "<i>");
+    let long = rig.host.run_with(&["clipboard", "vm", "copy"], &vec![0; (64 << 20) + 1])?;
+    assert_eq!((long.status, long.stderr.contains("limit")), (125, true), "{}", long.stderr);
+    assert_eq!(paste(&[])?.text()?, "<i>", "what was too long took the place of nothing");
+    Ok(())
+}
+
+#[test]
+fn the_guests_policy_closes_either_direction() -> Result<()> {
+    let rig = Rig::start("[clipboard]\nto-host = false\n", true)?;
+    let _copied = rig.here.copy(TEXT, b"into the guest", &[])?;
+    rig.there.pastes(TEXT, b"into the guest", &[])?;
+    let _copied = rig.there.copy(TEXT, b"out of the guest", &[])?;
+    rig.there.pastes(TEXT, b"out of the guest", &[])?;
+    let refused = rig.host.run(&["clipboard", "vm", "paste"])?;
+    assert_eq!((refused.status, refused.stderr.contains("to-host")), (125, true), "{}", refused.stderr);
+    let _marked = rig.here.copy(TEXT, b"mark", &["-p"])?;
+    rig.there.pastes(TEXT, b"mark", &["-p"])?;
+    assert_ne!(rig.here.paste(TEXT, &[])?.as_deref(), Some(&b"out of the guest"[..]));
+
+    let rig = Rig::start("[verbs]\nclipboard = false\n", true)?;
+    let refused = rig.host.run(&["clipboard", "vm", "paste"])?;
+    assert_eq!(
+        (refused.status, refused.stderr.contains("[verbs] clipboard")),
+        (125, true),
+        "{}",
+        refused.stderr
+    );
+    Ok(())
+}
+
+#[test]
+fn compositors_helpers_daemons_and_agents_may_die_and_come_back() -> Result<()> {
+    let mut rig = Rig::start("", true)?;
+    let mut n = 0;
+    let mut works = |rig: &Rig| -> Result<()> {
+        for (from, to) in ways(rig) {
+            n += 1;
+            // Copied again until it crosses: what was copied before the two were joined takes the place of nothing.
+            let bytes = format!("copy {n}").into_bytes();
+            Deadline::after(Duration::from_secs(60)).poll("a copy to cross", || {
+                let _copied = from.copy(TEXT, &bytes, &[])?;
+                std::thread::sleep(Duration::from_millis(100));
+                Ok((to.paste(TEXT, &[])?.as_deref() == Some(&bytes[..])).then_some(()))
+            })?;
+        }
+        Ok(())
+    };
+    works(&rig)?;
+    rig.there.restart()?;
+    works(&rig)?;
+    rig.here.restart()?;
+    works(&rig)?;
+    rig.helper = helper(&rig.guest, &rig.there)?;
+    works(&rig)?;
+    rig.guest.restart()?;
+    works(&rig)?;
+    rig.host.kill_agent();
+    rig.host.start_agent()?;
+    works(&rig)
+}
+
+#[test]
+fn what_the_other_side_had_goes_with_it() -> Result<()> {
+    let mut rig = Rig::start("", true)?;
+    let _copied = rig.there.copy(TEXT, b"there", &[])?;
+    rig.here.pastes(TEXT, b"there", &[])?;
+    rig.helper.kill();
+    gone(&rig.here)?;
+    rig.helper = helper(&rig.guest, &rig.there)?;
+    rig.here.pastes(TEXT, b"there", &[])?;
+    rig.there.kill();
+    gone(&rig.here)
+}
