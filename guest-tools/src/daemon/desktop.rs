@@ -393,3 +393,88 @@ impl Drop for Guard {
         self.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream as StdStream;
+
+    use hospes_protocol::keys::PublicKey;
+    use hospes_protocol::version::Capabilities;
+
+    use super::*;
+
+    fn request() -> Handoff {
+        let mut request = Vec::new();
+        codec::encode_into(&Share { to_guest: true, to_host: true }, &mut request);
+        Handoff {
+            request_id: FrameId::CLIPBOARD.0,
+            request,
+            rest: Vec::new(),
+            preamble: Vec::new(),
+            host: PublicKey([7; 32]),
+            capabilities: Capabilities::CLIPBOARD,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_goes_to_the_user_at_the_screen_and_ends_when_that_changes() {
+        let desktops = Desktops::new(Seat::Machine);
+        let mut news = desktops.subscribe();
+        let (ada, mut for_ada) = mpsc::channel(1);
+        let (eve, mut for_eve) = mpsc::channel(1);
+        desktops.enter(1000, "ada".into(), ada).unwrap();
+        desktops.enter(1001, "eve".into(), eve).unwrap();
+        let (mut host, guest) = StdStream::pair().unwrap();
+        guest.set_nonblocking(true).unwrap();
+        let config = Config::default();
+        let greeter = desktops.hand_over(&config, guest.as_fd(), &request(), b"").await;
+        assert_eq!(greeter.unwrap_err().kind, ErrorKind::BUSY, "a greeter, a lock, or nobody");
+
+        desktops.seated(Some(1000));
+        assert_eq!(news.changed().await.unwrap().as_deref(), Some("ada"));
+        let request = request();
+        let handed = desktops.hand_over(&config, guest.as_fd(), &request, b"");
+        let taken = async {
+            let Delivery { connection, taken, .. } = for_ada.recv().await.unwrap();
+            taken.send(()).unwrap();
+            connection
+        };
+        let (handed, kept) = tokio::join!(handed, taken);
+        handed.unwrap();
+        assert!(for_eve.try_recv().is_err(), "eve was handed ada's connection");
+
+        // Ada's helper holds on to it; it ends for it all the same.
+        desktops.seated(Some(1001));
+        assert_eq!(news.changed().await.unwrap().as_deref(), Some("eve"));
+        while desktops.connections.load(Ordering::Relaxed) > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(host.read(&mut [0; 8]).unwrap(), 0);
+        drop(kept);
+        desktops.seated(None);
+        assert_eq!(news.changed().await.unwrap(), None);
+    }
+
+    #[test]
+    fn the_policys_directions_are_the_handed_ones() {
+        let mut config = Config::default();
+        config.clipboard.to_host = false;
+        let mut handoff = request();
+        apply(&config, &mut handoff).unwrap();
+        let left: Share = codec::decode(&handoff.request).unwrap();
+        assert_eq!(left, Share { to_guest: true, to_host: false });
+        handoff.request_id = FrameId::CLIPBOARD_FETCH.0;
+        assert_eq!(apply(&config, &mut handoff).unwrap_err().kind, ErrorKind::FORBIDDEN);
+    }
+
+    #[test]
+    fn one_user_cannot_crowd_the_others_out() {
+        let desktops = Desktops::new(Seat::Machine);
+        for n in 0..PER_USER + 3 {
+            let entered = desktops.enter(1000, "ada".into(), mpsc::channel(1).0);
+            assert_eq!(entered.is_some(), n < PER_USER);
+        }
+        assert!(desktops.enter(1001, "eve".into(), mpsc::channel(1).0).is_some());
+    }
+}
