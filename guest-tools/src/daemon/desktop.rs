@@ -1,7 +1,7 @@
 //! Whose clipboard a host reaches: the helpers that are there, and whose desktop is in front.
 //!
 //! A helper (`hospes-desktop`, one for each user with a desktop) connects to [`socket`] once it has found a desktop, and
-//! takes connections there as workers do. The kernel says whose it is. logind says who sits at the screen ([`seat`]): only
+//! takes connections there as workers do. The kernel says whose it is. logind says who sits at the screen (`seat`): only
 //! that user's helper is given a host's connection, and only until somebody else sits there, the session is locked, or a
 //! greeter takes the screen. What was handed over then ends at once: the daemon keeps a descriptor of each connection, and
 //! shuts it down itself, whatever the helper does.
