@@ -1,7 +1,7 @@
 # Hospes: every target does its own set-up on a fresh Debian 12 machine, as root or with sudo, and says what it does.
 
 .NOTPARALLEL:
-.PHONY: help setup lab build guest floor package packages test test-crates test-guest demo bench check fuzz torture test-vsock guest-shell clean-lab
+.PHONY: help setup lab desktops build guest floor package packages test test-crates test-guest demo bench check fuzz torture test-vsock guest-shell clean-lab
 
 # One clock for the whole run: every line of progress tells the time since it began.
 ifndef HOSPES_STARTED
@@ -22,19 +22,23 @@ help:
 	@echo
 	@echo 'make setup     packages, a Rust toolchain where none is there, and what builds for the guest'
 	@echo 'make lab       the guest that the tests boot: Debian 13 for arm64 (4 minutes, once)'
+	@echo 'make desktops  the desktops without a screen that tests run: Debian 13'\''s (2 minutes, once)'
 	@echo 'make build     the programs for this machine, in $(target)/lab'
 	@echo 'make guest     the programs for the guest, in $(target)/aarch64-unknown-linux-gnu/lab'
 	@echo 'make package   hospes-tools and hospes for arm64, in $(target)/packages'
 	@echo 'make packages  both, for arm64 and amd64, held against the policy of Debian'
 	@echo 'make test-crates, make test-guest: the two halves of make test'
 	@echo 'make guest-shell  a guest with hospes-tools in it, to try things in'
-	@echo 'make clean-lab forgets the cached guests'
+	@echo 'make clean-lab forgets the cached guests and desktops'
 
 setup:
 	@sh tests/lab/setup.sh
 
 lab: setup
 	@sh tests/lab/image.sh
+
+desktops: setup
+	@sh tests/lab/desktops.sh
 
 build: setup
 	@$(env) say 'Building the programs for this machine'; \
@@ -62,7 +66,7 @@ test-crates: setup
 	@$(env) say 'Testing the crates on this machine'; \
 	cargo test --quiet --locked --workspace --exclude integration-tests
 
-test-guest: setup lab build floor package
+test-guest: setup lab desktops build floor package
 	@$(env) say 'Testing in a booted guest'; \
 	cargo test --locked -p integration-tests
 
@@ -107,4 +111,4 @@ guest-shell: setup lab build package
 	cargo run --quiet --locked -p integration-tests --bin lab
 
 clean-lab:
-	@$(env) as_root rm -rf "$$HOSPES_CACHE/lab"
+	@$(env) as_root rm -rf "$$HOSPES_CACHE/lab" "$$HOSPES_CACHE/desktops"

@@ -16,7 +16,6 @@ packages="
     e2fsprogs cpio xz-utils
     openssh-client rsync
     dpkg-dev fakeroot
-    sway wl-clipboard
 "
 # ca-certificates             cargo fetches crates
 # gcc…                        links for this machine, and for the guest
@@ -24,7 +23,6 @@ packages="
 # mmdebstrap, e2fsprogs, cpio make its disk and its initramfs
 # openssh-client, rsync       the lab's key, the peer that `make bench` measures against, what the demo carries
 # dpkg-dev, fakeroot          build the packages
-# sway, wl-clipboard          a desktop without a screen, and programs to copy and paste with there
 
 missing_packages() {
     for name in $packages; do

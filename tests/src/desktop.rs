@@ -1,37 +1,126 @@
-//! Desktops without a screen: real compositors, and the programs that people copy and paste with.
+//! Desktops without a screen: the real compositors and X servers of Debian 13, each with a runtime directory and a session
+//! bus of its own. They run in a tree that `tests/lab/desktops.sh` makes, as a user without rights.
+
+mod programs;
 
 use std::fs;
-use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::{Beside, Deadline, Lab, Process, spawn};
+pub use self::programs::{Copied, helper, noise};
+use crate::lab::workspace;
+use crate::{Deadline, Process, spawn};
 
 /// How long one program of a desktop's may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Whose desktop it is where the tests run as root, as which compositors do not start.
+const NOBODY: u32 = 65_534;
+/// Without services that it could start: what a desktop would is not part of the tests.
+const BUS: &str =
+    "<busconfig><type>session</type><auth>EXTERNAL</auth><listen>unix:path=@RUNTIME@/bus</listen>
+<policy context=\"mandatory\"><allow user=\"*\"/><allow own=\"*\"/><allow send_destination=\"*\"/>
+<allow receive_sender=\"*\"/></policy></busconfig>";
+/// Binds what every program needs into the tree, and becomes the program there. The mounts are its own.
+const ENTER: &str = "tree=$1; shift; mount --rbind /proc $tree/proc; mount --rbind /dev $tree/dev; \
+                     mount --bind /tmp $tree/tmp; exec chroot $tree \"$@\"";
 
-/// A compositor of the machine's, headless, with a runtime directory of its own.
+/// What a desktop is made by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// sway, on wlroots.
+    Sway,
+    /// labwc, on wlroots.
+    Labwc,
+    /// Mutter, which GNOME's shell is made of.
+    Mutter,
+    /// KWin, KDE's.
+    KWin,
+    /// An X server and a window manager.
+    X11,
+}
+
+impl Kind {
+    /// All that there are.
+    pub const ALL: [Self; 5] = [Self::Sway, Self::Labwc, Self::Mutter, Self::KWin, Self::X11];
+
+    /// The compositor's words, or the X server's.
+    fn command(self, runtime: &str) -> Vec<String> {
+        let words: Vec<&str> = match self {
+            Self::Sway => vec!["sway", "-c", "@/config"],
+            Self::Labwc => vec!["labwc"],
+            Self::Mutter => {
+                vec![
+                    "mutter",
+                    "--headless",
+                    "--wayland-display",
+                    "wayland-0",
+                    "--virtual-monitor",
+                    "1280x800",
+                ]
+            }
+            Self::KWin => vec![
+                "kwin_wayland",
+                "--virtual",
+                "--width",
+                "1280",
+                "--height",
+                "800",
+                "--no-lockscreen",
+                "--no-global-shortcuts",
+                "--socket",
+                "wayland-0",
+            ],
+            Self::X11 => {
+                vec!["Xvfb", "-displayfd", "1", "-screen", "0", "1280x800x24", "-nolisten", "tcp", "-ac"]
+            }
+        };
+        words.into_iter().map(|word| word.replace('@', runtime)).collect()
+    }
+}
+
+/// A desktop of one user's.
 #[derive(Debug)]
 pub struct Compositor {
+    kind: Kind,
+    // Ended in this order, before the directory goes.
+    window_manager: Option<Process>,
     process: Option<Process>,
+    bus: Option<Process>,
+    /// The X server's display number, where it is one.
+    display: Option<u32>,
     directory: TempDir,
+    tree: PathBuf,
 }
 
 impl Compositor {
     /// sway, which has wlr-data-control.
     pub fn sway() -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("hospes-").tempdir()?;
+        Self::start(Kind::Sway)
+    }
+
+    /// Starts one, and waits until programs can connect to it.
+    pub fn start(kind: Kind) -> Result<Self> {
+        let tree = find_tree()?;
+        let directory = tempfile::Builder::new().prefix("hospes-").tempdir_in("/tmp")?;
+        let runtime = directory.path().display().to_string();
         fs::write(directory.path().join("config"), "xwayland disable\n")?;
+        fs::write(directory.path().join("bus.conf"), BUS.replace("@RUNTIME@", &runtime))?;
         if nix::unistd::geteuid().is_root() {
-            // sway does not run as root.
-            let nobody = Some(65_534);
-            std::os::unix::fs::chown(directory.path(), nobody, nobody)?;
+            std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY))?;
         }
-        let mut compositor = Self { process: None, directory };
+        make_x_directory()?;
+        let mut compositor =
+            Self { kind, window_manager: None, process: None, bus: None, display: None, directory, tree };
+        let mut bus =
+            compositor.spawn("bus", &["dbus-daemon", "--nofork", "--config-file"], &["@/bus.conf"])?;
+        let socket = compositor.runtime().join("bus");
+        answers("the session bus", &mut bus, &socket)?;
+        compositor.bus = Some(bus);
         compositor.restart()?;
         Ok(compositor)
     }
@@ -39,161 +128,170 @@ impl Compositor {
     /// Kills the compositor, if it runs, and starts another in the same place.
     pub fn restart(&mut self) -> Result<()> {
         self.kill();
-        let runtime = self.runtime().display().to_string();
-        let mut words: Vec<String> =
-            ["-i", "PATH=/usr/bin:/bin", "WLR_BACKENDS=headless", "WLR_RENDERER=pixman"]
-                .map(str::to_owned)
-                .to_vec();
-        words.extend(["WLR_LIBINPUT_NO_DEVICES=1".into(), format!("XDG_RUNTIME_DIR={runtime}")]);
-        words.push(format!("HOME={runtime}"));
-        if nix::unistd::geteuid().is_root() {
-            let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--pdeathsig=KILL"];
-            words.extend(nobody.map(str::to_owned));
+        let words = self.kind.command(&self.runtime().display().to_string());
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut process = self.spawn("compositor", &words, &[])?;
+        if self.kind == Kind::X11 {
+            let display = Deadline::after(PATIENCE).poll("the X server's number", || {
+                process.expect_alive()?;
+                Ok(process.output().lines().find_map(|line| line.trim().parse().ok()))
+            })?;
+            self.display = Some(display);
+            self.window_manager = Some(self.spawn("openbox", &["openbox", "--sm-disable"], &[])?);
+        } else {
+            let socket = self.socket();
+            answers("the compositor's socket", &mut process, &socket)?;
         }
-        words.extend(["sway".into(), "-c".into(), format!("{runtime}/config")]);
-        // Not in its own directory, which may be another user's.
-        let log = std::env::temp_dir().join(format!("{}.log", self.name()));
-        let mut process = spawn("env", &words, Path::new("/"), &log)?;
-        let socket = self.socket();
-        Deadline::after(PATIENCE).poll("sway's socket", || {
-            process.expect_alive()?;
-            Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok().then_some(()))
-        })?;
         self.process = Some(process);
         Ok(())
     }
 
     /// Kills the compositor, as a crash does.
     pub fn kill(&mut self) {
+        self.window_manager = None;
         self.process = None;
-        for name in ["wayland-1", "wayland-1.lock"] {
+        self.display = None;
+        for name in [self.socket_name().to_owned(), format!("{}.lock", self.socket_name())] {
             let _ = fs::remove_file(self.runtime().join(name));
         }
     }
 
-    /// Its runtime directory.
+    /// What it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Its runtime directory. The session's bus is in it, as `bus`.
     pub fn runtime(&self) -> &Path {
         self.directory.path()
     }
 
-    /// Its socket.
+    /// Its Wayland socket, where it has one.
     pub fn socket(&self) -> PathBuf {
-        self.runtime().join("wayland-1")
+        self.runtime().join(self.socket_name())
     }
 
-    fn name(&self) -> String {
-        self.runtime().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("timeout");
-        command
-            .args(["60", program])
-            .env_clear()
-            .env("PATH", "/usr/bin:/bin")
-            .env("XDG_RUNTIME_DIR", self.runtime())
-            .env("WAYLAND_DISPLAY", self.socket());
-        command
-    }
-
-    /// Copies these bytes with wl-copy, which offers them until it is dropped or something else is copied.
-    pub fn copy(&self, kind: &str, bytes: &[u8], options: &[&str]) -> Result<Copied> {
-        let file = tempfile::NamedTempFile::new()?;
-        fs::write(file.path(), bytes)?;
-        let child = self
-            .command("wl-copy")
-            .args(["-f", "-t", kind])
-            .args(options)
-            .stdin(file.reopen()?)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("wl-copy is there: apt install wl-clipboard")?;
-        Ok(Copied(child))
-    }
-
-    /// Pastes with wl-paste; `None` where it cannot be pasted as that, or there is nothing.
-    pub fn paste(&self, kind: &str, options: &[&str]) -> Result<Option<Vec<u8>>> {
-        let output = self.command("wl-paste").args(["-n", "-t", kind]).args(options).output()?;
-        if output.status.code() == Some(124) {
-            bail!("wl-paste waited for {} s", PATIENCE.as_secs());
+    /// What the programs of its session have in their environment, so that they find it.
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        let runtime = self.runtime().display().to_string();
+        let bus = format!("unix:path={runtime}/bus");
+        let mut environment = vec![("XDG_RUNTIME_DIR", runtime), ("DBUS_SESSION_BUS_ADDRESS", bus)];
+        match self.display {
+            Some(display) => environment.push(("DISPLAY", format!(":{display}"))),
+            None => environment.push(("WAYLAND_DISPLAY", self.socket().display().to_string())),
         }
-        Ok(output.status.success().then_some(output.stdout))
+        environment
     }
 
-    /// The types that wl-paste sees.
-    pub fn types(&self, options: &[&str]) -> Result<Vec<String>> {
-        let output = self.command("wl-paste").arg("-l").args(options).output()?;
-        Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
+    /// All that the compositor has said.
+    pub fn output(&self) -> String {
+        self.process.as_ref().map(Process::output).unwrap_or_default()
     }
 
-    /// Waits until these bytes can be pasted.
-    pub fn pastes(&self, kind: &str, bytes: &[u8], options: &[&str]) -> Result<()> {
-        let mut last = None;
-        let polled = Deadline::after(PATIENCE).poll("what was copied to be pasted", || {
-            last = self.paste(kind, options)?;
-            Ok((last.as_deref() == Some(bytes)).then_some(()))
-        });
-        polled.with_context(|| match &last {
-            Some(last) => {
-                let head = String::from_utf8_lossy(&last[..last.len().min(80)]).into_owned();
-                format!("{} bytes could be pasted last: {head}", last.len())
-            }
-            None => "nothing could be pasted".to_owned(),
-        })
+    /// A program of the tree's as the desktop's user runs it, ended after [`PATIENCE`].
+    pub fn command(&self, program: &str) -> Command {
+        let patience = PATIENCE.as_secs().to_string();
+        let words = self.enter(&["timeout", "--kill-after=5", &patience, program]);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        command
+    }
+
+    fn socket_name(&self) -> &'static str {
+        if self.kind == Kind::Sway { "wayland-1" } else { "wayland-0" }
+    }
+
+    /// Starts a program of the tree's, which ends with the test. `@` is the runtime directory.
+    fn spawn(&self, log: &str, words: &[&str], more: &[&str]) -> Result<Process> {
+        let more: Vec<String> =
+            more.iter().map(|word| word.replace('@', &self.runtime().display().to_string())).collect();
+        let words: Vec<&str> = words.iter().copied().chain(more.iter().map(String::as_str)).collect();
+        let words = self.enter(&words);
+        spawn(&words[0], &words[1..], Path::new("/"), &self.runtime().join(format!("{log}.log")))
+    }
+
+    /// The words that run these words in the tree.
+    fn enter(&self, words: &[&str]) -> Vec<String> {
+        let root = nix::unistd::geteuid().is_root();
+        let mut all: Vec<String> = vec!["unshare".into(), "--mount".into()];
+        if !root {
+            all.extend(["--user".into(), "--map-root-user".into()]);
+        }
+        all.extend(["sh", "-euc", ENTER, "sh"].map(str::to_owned));
+        all.push(self.tree.display().to_string());
+        if root {
+            let user = format!("--reuid={NOBODY}");
+            let group = format!("--regid={NOBODY}");
+            all.extend(["setpriv".into(), user, group]);
+            all.extend(["--clear-groups", "--pdeathsig=KILL"].map(str::to_owned));
+        } else {
+            // Back to the user's own id, and without the rights that the mounts took.
+            let user = nix::unistd::geteuid().to_string();
+            let group = nix::unistd::getegid().to_string();
+            all.extend(["unshare", "--user", "--map-user"].map(str::to_owned));
+            all.extend([user, "--map-group".into(), group]);
+            all.extend(["setpriv", "--pdeathsig=KILL"].map(str::to_owned));
+        }
+        all.extend(
+            ["env", "-i", "PATH=/usr/bin:/bin", "LANG=C.UTF-8", "GSETTINGS_BACKEND=memory"]
+                .map(str::to_owned),
+        );
+        all.extend(
+            ["WLR_BACKENDS=headless", "WLR_RENDERER=pixman", "WLR_LIBINPUT_NO_DEVICES=1"].map(str::to_owned),
+        );
+        all.push(format!("HOME={}", self.runtime().display()));
+        all.extend(self.environment().into_iter().map(|(name, value)| format!("{name}={value}")));
+        if words.first().is_some_and(|program| ["sway", "labwc"].contains(program)) {
+            // They would run in the compositor that this names.
+            all.retain(|word| !word.starts_with("WAYLAND_DISPLAY="));
+        }
+        all.extend(words.iter().map(|word| (*word).to_owned()));
+        all
     }
 }
 
-impl Drop for Compositor {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(std::env::temp_dir().join(format!("{}.log", self.name())));
-    }
+fn answers(what: &str, process: &mut Process, socket: &Path) -> Result<()> {
+    Deadline::after(PATIENCE).poll(what, || {
+        process.expect_alive()?;
+        Ok(UnixStream::connect(socket).is_ok().then_some(()))
+    })
 }
 
-/// A program that offers what it copied. Dropping it ends it.
-#[derive(Debug)]
-pub struct Copied(std::process::Child);
-
-impl Copied {
-    /// Waits until another program's copy has taken its place.
-    pub fn replaced(&mut self) -> Result<()> {
-        Deadline::after(PATIENCE).poll("wl-copy to be replaced", || {
-            let Some(status) = self.0.try_wait()? else { return Ok(None) };
-            ensure!(status.success(), "wl-copy ended with {status}");
-            Ok(Some(()))
-        })
+/// Where X servers have their sockets: on a machine without one it is not there, and who runs as nobody cannot make it.
+fn make_x_directory() -> Result<()> {
+    let path = Path::new("/tmp/.X11-unix");
+    if !path.exists() {
+        fs::create_dir_all(path)?;
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o1777))?;
     }
+    Ok(())
 }
 
-impl Drop for Copied {
-    fn drop(&mut self) {
-        // To timeout(1), which ends its child with it.
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap_or(i32::MAX));
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-        let _ = self.0.wait();
+/// The tree, as `make desktops` makes it.
+fn find_tree() -> Result<PathBuf> {
+    let script = workspace().join("tests/lab/desktops.sh");
+    let suite = std::env::var("DESKTOPS_SUITE").unwrap_or_else(|_| "trixie".to_owned());
+    let output = Command::new("sh").arg(&script).args(["--path", &suite]).output().context("sh runs")?;
+    let tree = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    if !output.status.success() || !tree.exists() {
+        bail!("The desktops are not built: {} is missing. Run `make desktops`.", tree.display());
     }
+    Ok(tree)
 }
 
-/// The desktop's helper, beside a daemon.
-pub fn helper(guest: &Beside, desktop: &Compositor) -> Result<Process> {
-    let program = Lab::program("hospes-desktop")?;
-    let mut words = vec!["-i".to_owned(), format!("XDG_RUNTIME_DIR={}", desktop.runtime().display())];
-    words.extend([program.display().to_string(), "--run".into()]);
-    words.push(guest.directory().join("run").display().to_string());
-    spawn("env", &words, guest.directory(), &guest.directory().join("desktop.log"))
-}
+#[cfg(test)]
+mod tests {
+    use anyhow::ensure;
 
-/// Bytes that are nowhere the same for long, the same each time.
-#[must_use]
-pub fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        let _ = bytes.write_all(&state.to_le_bytes());
+    use super::*;
+
+    #[test]
+    fn every_desktop_starts_and_starts_again() -> Result<()> {
+        for kind in Kind::ALL {
+            let mut desktop = Compositor::start(kind)?;
+            desktop.restart()?;
+            ensure!(desktop.command("true").status()?.success());
+        }
+        Ok(())
     }
-    bytes.truncate(len);
-    bytes
 }
