@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -47,7 +47,10 @@ struct Shared {
     nudges: Vec<EventFd>,
     stop: EventFd,
     stopping: AtomicBool,
+    /// Threads that sleep, or are about to.
     idle: AtomicUsize,
+    /// Rings, a bit each, in which a thread left requests behind one that may take long while nobody was idle.
+    left: AtomicU64,
 }
 
 /// The threads.
@@ -77,6 +80,7 @@ impl Pool {
             stop,
             stopping: AtomicBool::new(false),
             idle: AtomicUsize::new(0),
+            left: AtomicU64::new(0),
         });
         let mut pool = Self { shared: shared.clone(), threads: Vec::new() };
         for _ in 0..threads.max(1) {
@@ -165,6 +169,11 @@ impl Shared {
         let mut events = [EpollEvent::empty()];
         loop {
             self.idle.fetch_add(1, Ordering::SeqCst);
+            if let Some(index) = self.take_left() {
+                self.idle.fetch_sub(1, Ordering::SeqCst);
+                self.look(index);
+                continue;
+            }
             let woken = self.epoll.wait(&mut events, EpollTimeout::NONE);
             self.idle.fetch_sub(1, Ordering::SeqCst);
             if self.stopping.load(Ordering::Relaxed) {
@@ -178,18 +187,44 @@ impl Shared {
                     return;
                 }
             }
-            let index = usize::try_from(events[0].data()).unwrap_or(usize::MAX);
-            let Some(slot) = self.slots.get(index) else { continue };
-            if let Err(error) = self.drain(index, slot) {
-                tracing::error!(%error, ring = index, "The guest's ring stops until the guest is reset");
-                slot.state().ring = None;
-            }
+            self.look(usize::try_from(events[0].data()).unwrap_or(usize::MAX));
         }
+    }
+
+    fn look(&self, index: usize) {
+        let Some(slot) = self.slots.get(index) else { return };
+        if let Err(error) = self.drain(index, slot) {
+            tracing::error!(%error, ring = index, "The guest's ring stops until the guest is reset");
+            slot.state().ring = None;
+        }
+    }
+
+    /// Says that requests wait in a ring whose thread is busy with one of them.
+    ///
+    /// The guest kicks no more for these, so somebody has to look. Either this sees a thread that is idle and wakes it,
+    /// or that thread, which says that it is idle before it asks what was left, sees what is said here.
+    fn leave(&self, index: usize) {
+        self.left.fetch_or(1 << index, Ordering::SeqCst);
+        if self.idle.load(Ordering::SeqCst) > 0 {
+            self.nudge(index);
+        }
+    }
+
+    /// One of the rings that were left, which is the caller's now.
+    fn take_left(&self) -> Option<usize> {
+        let left = self.left.load(Ordering::SeqCst);
+        let bit = left & left.wrapping_neg();
+        let mine = bit != 0 && self.left.fetch_and(!bit, Ordering::SeqCst) & bit != 0;
+        mine.then(|| bit.trailing_zeros() as usize)
     }
 
     /// Serves requests until the ring is empty.
     fn drain(&self, index: usize, slot: &Slot) -> Result<(), RingError> {
         let mut state = slot.state();
+        // Whatever was left here is in the ring, and is found below.
+        if self.left.load(Ordering::Relaxed) & 1 << index != 0 {
+            self.left.fetch_and(!(1 << index), Ordering::SeqCst);
+        }
         loop {
             let State { ring: Some(ring), memory: Some(memory), stopping: false, .. } = &mut *state else {
                 return Ok(());
@@ -212,8 +247,8 @@ impl Shared {
                     let more = is_slow(&request) && ring.enable_kicks(&memory)?;
                     state.in_flight += 1;
                     drop(state);
-                    if more && self.idle.load(Ordering::SeqCst) > 0 {
-                        self.nudge(index);
+                    if more {
+                        self.leave(index);
                     }
                     let written = self.server.serve(&request, &reply);
                     state = slot.state();
@@ -232,7 +267,7 @@ impl Shared {
     }
 }
 
-/// Requests that may wait long for a disk, or move many bytes.
+/// Requests that may wait long, for a disk or for somebody on the host who has a say in it, or move many bytes.
 fn is_slow(request: &[IoBuf<'_>]) -> bool {
     let mut start = [0; 8];
     if crate::fuse::reply::copy_out(request, 0, &mut start) < start.len() {
@@ -243,6 +278,8 @@ fn is_slow(request: &[IoBuf<'_>]) -> bool {
         u32::from_le_bytes(opcode),
         op::READ
             | op::WRITE
+            | op::OPEN
+            | op::CREATE
             | op::FSYNC
             | op::FSYNCDIR
             | op::SYNCFS
