@@ -10,4 +10,5 @@
 //! sleeps on the runtime directory while there is no compositor, and on sockets otherwise.
 
 pub mod daemon;
+pub mod display;
 pub mod helper;

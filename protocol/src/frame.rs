@@ -137,6 +137,11 @@ open_enum! {
         CLIPBOARD_SET = 0x0a07,
         /// Guest to host: [`Taken`](crate::clipboard::Taken).
         CLIPBOARD_TAKEN = 0x0a08,
+
+        /// Host to guest: [`Display`](crate::display::Display).
+        DISPLAY = 0x0b00,
+        /// Guest to host: [`State`](crate::display::State).
+        DISPLAY_STATE = 0x0b01,
     }
 }
 

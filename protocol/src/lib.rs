@@ -63,6 +63,7 @@
 //! | stat, ls, mkdir, rm, mv, mktemp, read, write | [`mod@file`] | the user's worker |
 //! | forward, connect | [`forward`] | the user's worker |
 //! | clipboard | [`clipboard`] | the active desktop's helper |
+//! | display | [`display`] | the active desktop's helper |
 //! | info, events | [`control`], [`info`] | the daemon |
 //! | var | [`control`], [`variable`] | the daemon |
 //! | stop, reboot, suspend | [`control`], [`power`] | the daemon |
@@ -103,6 +104,7 @@ pub mod clipboard;
 pub mod codec;
 pub mod control;
 pub mod copy;
+pub mod display;
 pub mod error;
 pub mod exec;
 pub mod file;

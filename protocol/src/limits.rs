@@ -87,6 +87,12 @@ pub const CLIPBOARD_KEPT: u64 = 64 * 1024 * 1024;
 /// Pastes under way at once, per desktop and connected host, each way.
 pub const CLIPBOARD_PASTES: usize = 64;
 
+/// Screens of one display request.
+pub const OUTPUTS: usize = 16;
+
+/// Bytes in a screen's name.
+pub const OUTPUT_NAME: usize = 64;
+
 /// Guest variables, in all.
 pub const VARIABLES: usize = 1024;
 

@@ -48,6 +48,8 @@ impl Capabilities {
     pub const INFO: Self = Self(1 << 6);
     /// The clipboard of the desktop.
     pub const CLIPBOARD: Self = Self(1 << 10);
+    /// The screens of the desktop.
+    pub const DISPLAY: Self = Self(1 << 11);
 
     /// Whether every bit of `other` is here.
     #[must_use]

@@ -57,7 +57,7 @@ fn ids_of_one_feature_share_their_high_byte_and_no_other_has_it() {
             features.entry(id.0 >> 8).or_default().insert(name.split('_').next().unwrap());
         }
     }
-    let expected: [(u16, &[&str]); 7] = [
+    let expected: [(u16, &[&str]); 8] = [
         (1, &["EXEC"]),
         (2, &["KILL", "KILLED", "PROCESSES", "PS"]),
         (3, &["CONTROL", "EVENT", "REPLY", "REQUEST"]),
@@ -65,6 +65,7 @@ fn ids_of_one_feature_share_their_high_byte_and_no_other_has_it() {
         (5, &["FILE"]),
         (6, &["FORWARD"]),
         (10, &["CLIPBOARD"]),
+        (11, &["DISPLAY"]),
     ];
     let expected =
         expected.into_iter().map(|(byte, words)| (byte, words.iter().copied().collect())).collect();

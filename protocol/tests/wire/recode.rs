@@ -2,7 +2,9 @@
 
 use hospes_protocol::codec::{self, CodecError};
 use hospes_protocol::frame::FrameId;
-use hospes_protocol::{clipboard, control, copy, error, exec, file, forward, handshake, process, ticket};
+use hospes_protocol::{
+    clipboard, control, copy, display, error, exec, file, forward, handshake, process, ticket,
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Decodes a payload as its id's message and encodes it again. `None` for an id without a message of its own.
@@ -59,6 +61,8 @@ pub(crate) fn recode(id: FrameId, payload: &[u8]) -> Option<Result<Vec<u8>, Code
         FrameId::CLIPBOARD_FEED => message::<clipboard::Feed>,
         FrameId::CLIPBOARD_SET => message::<clipboard::Set>,
         FrameId::CLIPBOARD_TAKEN => message::<clipboard::Taken>,
+        FrameId::DISPLAY => message::<display::Display>,
+        FrameId::DISPLAY_STATE => message::<display::State>,
         FrameId::DATA => raw,
         FrameId::BYE | FrameId::UNWANTED | FrameId::EXEC_DETACH | FrameId::CONTROL => message::<()>,
         _ => return None,

@@ -1,9 +1,10 @@
 //! One valid frame, or several, of every id: what the generator writes as `valid/*.bin`.
 
-use hospes_protocol::clipboard::{Decline, Feed, Fetch, Offer, Selection, Set, Share, Taken, Want};
+use hospes_protocol::clipboard::{self, Decline, Feed, Fetch, Offer, Selection, Set, Share, Taken};
 use hospes_protocol::codec;
 use hospes_protocol::control::{Answer, Ask, Event, Reply, Request};
 use hospes_protocol::copy::{CopyId, Done, Position, Problem, Pull, Push, Resume};
+use hospes_protocol::display::{self, Display, Rule, Scale, Size, Want};
 use hospes_protocol::error::{ErrorKind, Unknown, WireError};
 use hospes_protocol::exec::{
     Attach, Exec, ExecId, ExitKind, ExitStatus, Exited, Signal, Started, Stdin, Terminal, Usage, WindowSize,
@@ -56,6 +57,7 @@ pub(crate) fn all() -> Samples {
     copies(&mut samples);
     forwards(&mut samples);
     clipboards(&mut samples);
+    displays(&mut samples);
     samples
 }
 
@@ -351,7 +353,7 @@ fn clipboards(samples: &mut Samples) {
     let (selection, call) = (Selection::CLIPBOARD, *b"0123456789abcdef");
     let types = || vec!["text/plain;charset=utf-8".to_owned(), "image/png".to_owned()];
     samples.message("clipboard", FrameId::CLIPBOARD, &Share { to_guest: true, to_host: false });
-    let ready = hospes_protocol::clipboard::Ready {
+    let ready = clipboard::Ready {
         user: "dev".into(),
         back_end: "ext-data-control".into(),
         selections: vec![selection, Selection::PRIMARY, Selection(9)],
@@ -361,7 +363,7 @@ fn clipboards(samples: &mut Samples) {
     let offer = |serial, types| Offer { serial, selection: Selection::PRIMARY, types };
     samples.message("clipboard-offer", FrameId::CLIPBOARD_OFFER, &offer(1 << 33, types()));
     samples.message("clipboard-offer-none", FrameId::CLIPBOARD_OFFER, &offer(7, Vec::new()));
-    let want = Want { call, selection, serial: 300, kind: "image/png".into() };
+    let want = clipboard::Want { call, selection, serial: 300, kind: "image/png".into() };
     samples.message("clipboard-want", FrameId::CLIPBOARD_WANT, &want);
     let error = WireError::new(ErrorKind::NOT_FOUND, "Something else was copied");
     samples.message("clipboard-decline", FrameId::CLIPBOARD_DECLINE, &Decline { call, error });
@@ -370,6 +372,34 @@ fn clipboards(samples: &mut Samples) {
     samples.message("clipboard-feed", FrameId::CLIPBOARD_FEED, &Feed { call });
     samples.message("clipboard-set", FrameId::CLIPBOARD_SET, &Set { selection, types: types() });
     samples.message("clipboard-taken", FrameId::CLIPBOARD_TAKEN, &Taken { bytes: 500 << 20 });
+}
+
+fn displays(samples: &mut Samples) {
+    let size = Some(Size { width: 2560, height: 1600 });
+    let position = display::Position { x: -1920, y: 70_000 };
+    let want = Want { output: "Virtual-1".into(), size, scale: Some(Scale(1333)), position: Some(position) };
+    for (word, ask) in [
+        ("state", display::Ask::State),
+        ("set", display::Ask::Set(vec![want, Want::default()])),
+        ("follow", display::Ask::Follow("Virtual-2".into())),
+        ("follow-all", display::Ask::Follow(String::new())),
+    ] {
+        samples.message(&format!("display-{word}"), FrameId::DISPLAY, &Display { ask });
+    }
+    let output = |name: &str, size, rule| display::Output {
+        name: name.into(),
+        size,
+        refresh: 74_998,
+        scale: Scale::ONE,
+        position,
+        offered: size,
+        rule,
+        problem: size.map(|_| "The desktop refused it".into()),
+    };
+    let outputs = vec![output("Virtual-1", size, Rule::HOST), output("Virtual-2", None, Rule(9))];
+    let (user, back_end) = ("dev".into(), "sway".into());
+    let state = display::State { user, back_end, why: "The compositor is sway".into(), outputs };
+    samples.message("display-state-answer", FrameId::DISPLAY_STATE, &state);
 }
 
 fn forwards(samples: &mut Samples) {
