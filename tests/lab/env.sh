@@ -46,3 +46,42 @@ as_root() {
         fail "This step needs root: $*. Run it as root, or install sudo."
     fi
 }
+
+# The Debian mirror that this machine's own apt uses: what other releases' packages come from.
+mirror() {
+    . /etc/os-release
+    apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        awk -v codename="${VERSION_CODENAME:-stable}" '
+            ($1 == codename || $1 == "stable" || $1 == "oldstable") && $2 == "main" { print $3; exit }'
+}
+# Fetches packages, or the sources of one, of a Debian release into the folder $1, and leaves the machine's own apt as
+# it is: `fetch_debian FOLDER RELEASE ARCHITECTURE download PACKAGE…` or `… source PACKAGE`.
+fetch_debian() {
+    folder=$1 release=$2 architecture=$3 verb=$4
+    shift 4
+    from=$(mirror)
+    [ -n "$from" ] || fail "apt on this machine has no Debian source with the component main, and other releases'" \
+        "packages come from the same mirror. Add one to /etc/apt/sources.list.d."
+    state=$(mktemp -d)
+    mkdir -p "$folder" "$state/lists/partial" "$state/archives/partial"
+    for kind in deb deb-src; do
+        echo "$kind [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $from $release main"
+    done >"$state/sources.list"
+    status=0
+    (
+        cd "$folder"
+        view() {
+            apt-get -q -o APT::Sandbox::User=root -o "APT::Architecture=$architecture" \
+                -o "APT::Architectures=$architecture" -o "Dir::State::lists=$state/lists" -o "Dir::Cache=$state" \
+                -o Dir::State::status=/dev/null -o "Dir::Etc::SourceList=$state/sources.list" \
+                -o Dir::Etc::SourceParts=/dev/null -o Acquire::Languages=none "$@"
+        }
+        view update && case $verb in
+            source) view source --download-only "$@" ;;
+            *) view download "$@" ;;
+        esac
+    ) >"$state/log" 2>&1 </dev/null || status=$?
+    [ "$status" = 0 ] || tail -n 20 "$state/log" >&2
+    rm -rf "$state"
+    [ "$status" = 0 ] || fail "Could not fetch $* of Debian $release: apt's own words are above."
+}
