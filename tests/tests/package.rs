@@ -40,6 +40,15 @@ fn installed_in_a_running_guest_it_serves_at_once() -> Result<()> {
     host.run(&["wait", "vm", "--timeout", "60s"])?.text()?;
     assert_eq!(host.run(&["exec", "vm", "--", "id", "-un"])?.text()?, "dev\n");
 
+    // The lab's kernel is Debian's for clouds, which has no display.
+    let findings = guest.check("hospes-tools doctor")?;
+    ensure!(findings.contains("ok      The daemon listens on"), "{findings}");
+    ensure!(
+        findings.contains("note    The kernel is built without CONFIG_DRM_VIRTIO_GPU: there is"),
+        "{findings}"
+    );
+    ensure!(!findings.contains("CONFIG_VIRTIO_FS"), "{findings}");
+
     // An upgrade in the middle of a command.
     let child = host
         .command(&[

@@ -1,5 +1,7 @@
 //! `hospes-tools doctor`: each thing that may be wrong, with what to do about it.
 
+mod kernel;
+
 use std::io::Write;
 use std::path::Path;
 
@@ -78,6 +80,7 @@ fn examine(paths: &Paths) -> anyhow::Result<Vec<Finding>> {
     findings.extend(policy(paths));
     findings.extend(trust(&found));
     findings.extend(machine(paths));
+    findings.extend(running_kernel());
     findings.extend(people());
     findings.extend(
         PARTS.iter().filter(|(path, _)| !Path::new(path).exists()).map(|(path, effect)| {
@@ -165,6 +168,23 @@ fn machine(paths: &Paths) -> Option<Finding> {
     Some(problem(error.to_string(), "systemd-machine-id-setup, then systemctl restart hospes-toolsd"))
 }
 
+fn running_kernel() -> Vec<Finding> {
+    let Some(configuration) = kernel::configuration() else { return Vec::new() };
+    let missing = kernel::missing(&configuration);
+    if missing.is_empty() {
+        return vec![good("The kernel has all that Hospes can use")];
+    }
+    missing
+        .iter()
+        .map(|kernel::Missing { option, effect }| {
+            note(
+                format!("The kernel is built without {option}: {}", uncapital(effect)),
+                "The distribution's general kernel has it (Debian: linux-image-arm64)",
+            )
+        })
+        .collect()
+}
+
 fn people() -> Vec<Finding> {
     let humans = users::humans();
     match humans.as_slice() {
@@ -192,4 +212,9 @@ fn problem(what: impl Into<String>, remedy: &str) -> Finding {
 fn capital(text: &str) -> String {
     let mut characters = text.chars();
     characters.next().map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
+}
+
+fn uncapital(text: &str) -> String {
+    let mut characters = text.chars();
+    characters.next().map_or_else(String::new, |first| first.to_lowercase().chain(characters).collect())
 }
