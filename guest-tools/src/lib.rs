@@ -16,6 +16,7 @@ pub mod forward;
 pub mod handoff;
 pub mod identity;
 pub mod info;
+pub mod local_socket;
 pub mod logging;
 pub mod paths;
 pub mod power;

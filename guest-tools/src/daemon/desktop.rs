@@ -10,7 +10,6 @@ mod seat;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -119,22 +118,6 @@ impl News {
 #[must_use]
 pub fn socket(run: &Path) -> PathBuf {
     run.join("desktop.sock")
-}
-
-/// Makes the socket, in place of one that an earlier daemon left. Every user may connect: the kernel says who does, and
-/// what that is good for is decided by who sits at the screen.
-///
-/// # Errors
-/// What the file system says.
-pub fn bind(run: &Path) -> io::Result<UnixListener> {
-    let path = socket(run);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
-    Ok(listener)
 }
 
 /// Takes helpers, for ever.

@@ -39,6 +39,7 @@ use self::worker::{Starter, Workers};
 use crate::audit::Refusals;
 use crate::config::{Config, ConfigError, TrustMode};
 use crate::identity::{Identity, IdentityError};
+use crate::local_socket::{self, Callers};
 use crate::logging;
 use crate::paths::Paths;
 use crate::power::{Manner, Powers};
@@ -220,7 +221,8 @@ async fn serve(options: Options) -> Result<(), DaemonError> {
         tokio::spawn(announce::announce(key));
     }
     tokio::spawn(Arc::clone(&daemon).follow_files(watcher));
-    match variable::local::bind(&daemon.options.paths.run) {
+    let run = &daemon.options.paths.run;
+    match local_socket::bind(&variable::local::socket(run), Callers::Root) {
         Ok(listener) => {
             let daemon = Arc::clone(&daemon);
             let answer = move |ask| variable::local::dispatch(&mut daemon.variables(), ask);
@@ -228,7 +230,7 @@ async fn serve(options: Options) -> Result<(), DaemonError> {
         }
         Err(error) => tracing::error!("The guest's root cannot set variables: {error}"),
     }
-    match desktop::bind(&daemon.options.paths.run) {
+    match local_socket::bind(&desktop::socket(run), Callers::Everybody) {
         Ok(listener) => drop(tokio::spawn(desktop::serve(Arc::clone(&daemon), listener))),
         Err(error) => tracing::error!("No desktop can share its clipboard: {error}"),
     }

@@ -4,7 +4,6 @@
 //! root, and nobody else, whatever became of the file's mode.
 
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,21 +25,6 @@ const CALL: Duration = Duration::from_secs(10);
 #[must_use]
 pub fn socket(run: &Path) -> PathBuf {
     run.join("variables.sock")
-}
-
-/// Makes the socket, in place of one that an earlier daemon left.
-///
-/// # Errors
-/// What the file system says.
-pub fn bind(run: &Path) -> io::Result<UnixListener> {
-    let path = socket(run);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
 }
 
 /// Answers callers, one after the other, for ever: each is root, and quick or cut off.
@@ -172,7 +156,10 @@ fn exchange(path: &Path, ask: Ask) -> io::Result<Reply> {
 mod tests {
     use super::*;
     use hospes_protocol::variable::Variable;
+    use std::os::unix::fs::PermissionsExt;
     use std::sync::{Arc, Mutex};
+
+    use crate::local_socket::{Callers, bind};
 
     #[tokio::test]
     async fn root_sets_and_takes_over_the_socket_which_nobody_else_may_open() {
@@ -180,7 +167,7 @@ mod tests {
         let variables = Arc::new(Mutex::new(Variables::load(run.path())));
         let secret = Variable { name: "token".into(), value: b"x".to_vec(), secret: true };
         variables.lock().unwrap().set(secret.clone(), Owner::Host).unwrap();
-        let listener = bind(run.path()).unwrap();
+        let listener = bind(&socket(run.path()), Callers::Root).unwrap();
         let mode = std::fs::metadata(socket(run.path())).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let store = Arc::clone(&variables);
