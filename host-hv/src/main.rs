@@ -2,12 +2,16 @@
 
 #![cfg_attr(not(target_os = "linux"), expect(dead_code, unused_imports, reason = "vhost-user needs Linux"))]
 
+mod log;
+
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Devices for virtual machines, one program per machine.
 #[derive(Parser)]
@@ -163,7 +167,8 @@ fn parse_sibling(text: &str) -> Result<Sibling, String> {
 fn main() -> Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let color = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(color).init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(color);
+    tracing_subscriber::registry().with(filter).with(lines.with_filter(log::Dam::default())).init();
     match Cli::parse().command {
         Command::Vsock(args) => vsock(args),
         #[cfg(target_os = "linux")]
