@@ -18,6 +18,8 @@ pub mod control;
 #[cfg(target_os = "linux")]
 pub mod fuse;
 pub mod io;
+#[cfg(target_os = "linux")]
+pub mod sandbox;
 #[cfg(feature = "testing")]
 #[expect(clippy::panic, reason = "a test fails by a panic")]
 pub mod testing;

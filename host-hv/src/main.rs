@@ -77,6 +77,21 @@ struct FsArgs {
     /// Exit when the VMM has gone, rather than wait for the next
     #[arg(long)]
     once: bool,
+
+    /// What a guest that takes this program over is left with
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    sandbox: Sandboxing,
+}
+
+#[cfg(target_os = "linux")]
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Sandboxing {
+    /// As little as this kernel and this user allow; what is missing is told
+    Auto,
+    /// Its shares and nothing else, or nothing is served
+    Strict,
+    /// All that this user may do. For finding faults, and for guests that you trust
+    Off,
 }
 
 /// `NAME=PATH[:ro][:owner=…]`: options are taken from the end, so that a path may have a colon in it.
@@ -213,33 +228,79 @@ fn vsock(args: VsockArgs) -> Result<()> {
 fn fs(args: FsArgs) -> Result<()> {
     use std::sync::Arc;
 
+    use host_hv::fuse::share::{open_root, unopened};
     use host_hv::fuse::{Limits, Server};
     use host_hv::vhost_user::FolderServer;
     use host_hv::virtio::{fs::Fs, vsock::uds};
     use nix::sys::stat::{Mode, umask};
 
     umask(Mode::from_bits_truncate(0o177));
-    let shared = Arc::new(Server::new(Limits::within(raise_open_files())));
+    let limits = Limits::within(raise_open_files());
+    let listener = uds::bind(&args.socket).context("Failed to serve the file system device")?;
+    let control =
+        args.control.as_ref().map(|path| uds::bind(path).context("Failed to open the control socket"));
+    let control = control.transpose()?;
+    let (front, desk) = host_hv::control::pair().context("Failed to open the control socket")?;
+
+    let (sandbox, door) = begin_sandbox(&args, control, front)?;
+    let opener = sandbox.opener();
+    let shared = Arc::new(Server::new(limits));
     for share in args.share {
-        let name = share.name.clone();
-        shared.add_share(share).with_context(|| format!("Failed to share \"{name}\""))?;
+        let (name, path) = (share.name.clone(), share.path.clone());
+        let root = open_root(&path)
+            .and_then(|root| opener.enclose(root).map_err(|error| unopened(&path, error)))
+            .and_then(|root| shared.add_opened(share, root));
+        root.with_context(|| format!("Failed to share \"{name}\""))?;
     }
+    let stop = stop_signals()?;
+    let report = sandbox.close().context("Failed to close the sandbox")?;
+    if !report.holds().is_empty() {
+        tracing::info!(bolts = %report, "Sandboxed");
+    }
+    for error in report.missing() {
+        tracing::warn!(error = error as &dyn std::error::Error, "The sandbox is not whole");
+    }
+
     let device = Fs::new(&args.tag, shared.clone(), args.threads as usize)
         .context("Failed to make the file system device")?;
-    let mut server = FolderServer::new(&args.socket, device, args.once)
+    let mut server = FolderServer::new(listener, &args.socket, device, args.once)
         .context("Failed to serve the file system device")?;
-    if let Some(path) = &args.control {
-        let listener = uds::bind(path).context("Failed to open the control socket")?;
-        host_hv::control::serve(listener, shared).context("Failed to serve the control socket")?;
-    }
+    host_hv::control::desk(desk, shared).context("Failed to serve the control socket")?;
     // The guest's kernel has taken its own programs' masks off already.
     umask(Mode::empty());
-    server.stop_on(stop_signals()?).context("Failed to prepare for signals")?;
+    server.stop_on(stop).context("Failed to prepare for signals")?;
     let result = server.run().context("Failed to serve the file system device");
-    if let Some(path) = &args.control {
+    if let (None, Some(path)) = (&door, &args.control) {
         drop(std::fs::remove_file(path));
     }
     result
+}
+
+/// The sandbox, not yet closed, and whoever stays outside of it; without one, its work is done here.
+#[cfg(target_os = "linux")]
+fn begin_sandbox(
+    args: &FsArgs,
+    control: Option<std::os::unix::net::UnixListener>,
+    front: std::os::unix::net::UnixStream,
+) -> Result<(host_hv::sandbox::Sandbox, Option<host_hv::sandbox::Door>)> {
+    use host_hv::sandbox::{Door, Mode, Sandbox};
+
+    let mode = match args.sandbox {
+        Sandboxing::Auto => Mode::Auto,
+        Sandboxing::Strict => Mode::Strict,
+        Sandboxing::Off => Mode::Off,
+    };
+    let sandbox = Sandbox::prepare(mode).context("Failed to prepare the sandbox")?;
+    let opener = sandbox.opener();
+    let serve = move || control.map_or(Ok(()), |control| host_hv::control::front(control, front, opener));
+    if mode == Mode::Off {
+        tracing::warn!("No sandbox: a guest that takes this program over may do all that its user may");
+        serve().context("Failed to serve the control socket")?;
+        return Ok((sandbox, None));
+    }
+    let sockets: Vec<_> = std::iter::once(&args.socket).chain(&args.control).cloned().collect();
+    let door = Door::open(&sockets, serve).context("Failed to prepare the sandbox")?;
+    Ok((sandbox, Some(door)))
 }
 
 /// Raises the limit of open files as far as it goes; returns what it is then.

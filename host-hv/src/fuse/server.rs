@@ -1,5 +1,6 @@
 //! The server: requests in, answers out, on any number of threads.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,7 +12,7 @@ use super::owner::Ids;
 use super::replay::Replays;
 use super::reply::{Answer, Attributes, Bytes, Room, Validity, copy_out, part};
 use super::request::{self, BODY_MAX, Header, Operation};
-use super::share::{Share, ShareError, ShareSpec};
+use super::share::{self, Share, ShareError, ShareSpec};
 use super::sys::{self, Errno, Identity, Meta};
 use crate::io::IoBuf;
 
@@ -90,7 +91,13 @@ impl Server {
 
     /// Shares a directory from now on.
     pub fn add_share(&self, spec: ShareSpec) -> Result<(), ShareError> {
-        let share = Share::open(self.last_share.fetch_add(1, Ordering::Relaxed) + 1, spec)?;
+        let root = share::open_root(&spec.path)?;
+        self.add_opened(spec, root)
+    }
+
+    /// As [`add_share`](Self::add_share), of a directory that somebody has opened.
+    pub fn add_opened(&self, spec: ShareSpec, root: OwnedFd) -> Result<(), ShareError> {
+        let share = Share::new(self.last_share.fetch_add(1, Ordering::Relaxed) + 1, spec, root)?;
         let mut shares = self.shares.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(other) = shares.iter().find(|other| other.name == share.name) {
             return Err(ShareError::Taken { name: share.name, path: other.path.clone() });

@@ -102,14 +102,10 @@ pub struct Share {
 }
 
 impl Share {
-    /// Opens the directory.
-    pub fn open(id: u32, spec: ShareSpec) -> Result<Self, ShareError> {
+    /// Of a directory that is open.
+    pub fn new(id: u32, spec: ShareSpec, root: OwnedFd) -> Result<Self, ShareError> {
         let ShareSpec { name, path, read_only, owner } = spec;
         check_name(&name)?;
-        if !path.is_absolute() {
-            return Err(ShareError::Relative { path });
-        }
-        let root = sys::open_root(&path).map_err(|error| fault(&path, error))?;
         let meta = sys::stat(&root).map_err(|error| fault(&path, error))?;
         let actor = match owner {
             Owner::Raw => Ids { uid: 0, gid: 0 },
@@ -160,6 +156,19 @@ impl Share {
             owner: self.owner,
         }
     }
+}
+
+/// Opens the directory that is to be shared.
+pub fn open_root(path: &Path) -> Result<OwnedFd, ShareError> {
+    if !path.is_absolute() {
+        return Err(ShareError::Relative { path: path.to_owned() });
+    }
+    sys::open_root(path).map_err(|error| fault(path, error))
+}
+
+/// The directory is there, and cannot be shared all the same.
+pub fn unopened(path: &Path, source: std::io::Error) -> ShareError {
+    ShareError::Open { path: path.to_owned(), source }
 }
 
 fn check_name(name: &str) -> Result<(), ShareError> {

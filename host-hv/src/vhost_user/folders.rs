@@ -14,7 +14,6 @@ use thiserror::Error;
 use super::vmm::Vmm;
 use crate::virtio::Device;
 use crate::virtio::fs::Fs;
-use crate::virtio::vsock::uds::{UdsError, bind};
 
 const LISTENER: Token = Token(0);
 const VMM: Token = Token(1);
@@ -26,8 +25,6 @@ const KICKS: usize = 3;
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum FolderServerError {
-    #[error(transparent)]
-    Socket(#[from] UdsError),
     #[error("Failed to wait for events")]
     Poll(#[source] io::Error),
 }
@@ -44,10 +41,14 @@ pub struct FolderServer {
 }
 
 impl FolderServer {
-    /// Listens for the VMM at `path`. With `once`, [`run`](Self::run) returns when it has gone.
-    pub fn new(path: &Path, device: Fs, once: bool) -> Result<Self, FolderServerError> {
+    /// Waits for the VMM at `listener`, which is at `path`. With `once`, [`run`](Self::run) returns when it has gone.
+    pub fn new(
+        listener: net::UnixListener,
+        path: &Path,
+        device: Fs,
+        once: bool,
+    ) -> Result<Self, FolderServerError> {
         let poll = Poll::new().map_err(FolderServerError::Poll)?;
-        let listener = bind(path)?;
         watch(&poll, listener.as_raw_fd(), LISTENER)?;
         let device = Rc::new(RefCell::new(device));
         Ok(Self { poll, path: path.to_owned(), device, listener, vmm: None, stop: None, once })

@@ -8,7 +8,7 @@
 //! Who may connect is decided by the sockets' file permissions: they are made for their owner alone.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,9 @@ const LINE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long to wait when the process has no descriptors left for new clients.
 const RETRY_ACCEPT: Duration = Duration::from_millis(100);
 
+/// How long somebody who listens at a path may take to hang up before he counts as staying there.
+const GOING: Duration = Duration::from_millis(300);
+
 /// Why a socket cannot be used.
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "the messages say it")]
@@ -54,7 +57,7 @@ pub fn bind(path: &Path) -> Result<net::UnixListener, UdsError> {
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(UdsError::NotASocket { path: path.to_owned() });
         }
-        Ok(_) if net::UnixStream::connect(path).is_ok() => {
+        Ok(_) if net::UnixStream::connect(path).is_ok_and(|stream| !hangs_up(stream)) => {
             return Err(UdsError::InUse { path: path.to_owned() });
         }
         Ok(_) => fs::remove_file(path).map_err(fail)?,
@@ -64,6 +67,13 @@ pub fn bind(path: &Path) -> Result<net::UnixListener, UdsError> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(fail)?;
     listener.set_nonblocking(true).map_err(fail)?;
     Ok(listener)
+}
+
+/// Whoever listens is about to end, as what a killed device leaves behind for a moment does.
+fn hangs_up(mut stream: net::UnixStream) -> bool {
+    let waits = |error: &io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+    let read = stream.set_read_timeout(Some(GOING)).and_then(|()| stream.read(&mut [0]));
+    read.map_or_else(|error| !waits(&error), |count| count == 0)
 }
 
 /// A client that knows which of the guest's ports it wants.
