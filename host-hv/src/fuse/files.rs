@@ -58,7 +58,7 @@ impl Server {
         let parent = self.writable(header.node)?;
         let directory = self.nodes.directory(&parent)?;
         let bits = Self::permissions(&parent.share, mode, false);
-        let made = self.making(&parent.share, header, || sys::create(&*directory, name, flags, bits));
+        let made = self.making(&parent.share, header, bits, || sys::create(&*directory, name, flags, bits));
         let (file, meta) = match made {
             Ok(file) => {
                 let meta = sys::stat(&file)?;
@@ -80,7 +80,7 @@ impl Server {
         let parent = self.writable(header.node)?;
         let directory = self.nodes.directory(&parent)?;
         let bits = Self::permissions(&parent.share, mode, false);
-        let file = self.making(&parent.share, header, || sys::temporary(&*directory, flags, bits))?;
+        let file = self.making(&parent.share, header, bits, || sys::temporary(&*directory, flags, bits))?;
         let meta = sys::stat(&file)?;
         self.tell_open(&parent, None, &meta, file)
     }

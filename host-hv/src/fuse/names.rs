@@ -59,20 +59,21 @@ impl Server {
         &self,
         header: &Header,
         name: &CStr,
+        mode: u32,
         make: impl FnOnce(&Share, &std::os::fd::OwnedFd) -> Result<(), Errno>,
     ) -> Result<Answer, Errno> {
         let parent = self.writable(header.node)?;
         let directory = self.nodes.directory(&parent)?;
-        self.making(&parent.share, header, || make(&parent.share, &directory))?;
+        self.making(&parent.share, header, mode, || make(&parent.share, &directory))?;
         self.tell(&parent, &sys::stat_at(&*directory, name)?, name)
     }
 
     pub(super) fn make_link(&self, header: &Header, name: &CStr, target: &CStr) -> Result<Answer, Errno> {
-        self.make(header, name, |_, directory| sys::make_link(target, directory, name))
+        self.make(header, name, 0, |_, directory| sys::make_link(target, directory, name))
     }
 
     pub(super) fn make_directory(&self, header: &Header, name: &CStr, mode: u32) -> Result<Answer, Errno> {
-        self.make(header, name, |share, directory| {
+        self.make(header, name, mode, |share, directory| {
             sys::make_directory(directory, name, Self::permissions(share, mode, true))
         })
     }
@@ -91,7 +92,7 @@ impl Server {
             // A device node is a door to the host's devices.
             _ => return Err(Errno::PERM),
         }
-        self.make(header, name, |share, directory| {
+        self.make(header, name, mode, |share, directory| {
             let bits = mode & kind::MASK | Self::permissions(share, mode, false);
             sys::make_node(directory, name, bits)
         })
