@@ -1,7 +1,7 @@
 # Hospes: every target does its own set-up on a fresh Debian 12 machine, as root or with sudo, and says what it does.
 
 .NOTPARALLEL:
-.PHONY: help setup lab desktops build guest floor package packages test test-crates test-guest demo bench check fuzz torture test-vsock guest-shell clean-lab
+.PHONY: help setup lab desktops build guest floor package packages test test-crates test-guest demo bench check fuzz torture test-vsock test-share suites guest-shell clean-lab
 
 # One clock for the whole run: every line of progress tells the time since it began.
 ifndef HOSPES_STARTED
@@ -18,6 +18,7 @@ help:
 	@echo 'make check     format, clippy, docs, licences'
 	@echo 'make fuzz      every decoder, coverage-guided'
 	@echo 'make test-vsock  the kernel'\''s own test of vsock, between two guests'
+	@echo 'make test-share  pjdfstest, fsx, git, sqlite, a build and stress-ng on a shared folder (half an hour)'
 	@echo 'make torture   200 random kills under running commands and copies'
 	@echo
 	@echo 'make setup     packages, a Rust toolchain where none is there, and what builds for the guest'
@@ -39,6 +40,10 @@ lab: setup
 
 desktops: setup
 	@sh tests/lab/desktops.sh
+
+# What other people's suites need in the guest, beside its root.
+suites: setup
+	@sh tests/lab/suites.sh
 
 build: setup
 	@$(env) say 'Building the programs for this machine'; \
@@ -77,9 +82,11 @@ demo: setup lab build package
 	@$(env) say 'Telling the story'; \
 	cargo run --quiet --locked -p integration-tests --bin demo
 
-bench: setup lab build floor package
+bench: setup lab suites build floor package
 	@$(env) VSOCK_PEER=$$(sh tests/lab/peers.sh vsock-device); export VSOCK_PEER; \
+	sh tests/lab/peers.sh virtiofsd >/dev/null; \
 	cargo build --quiet --locked --profile lab -p host-hv --example vsock_bench; \
+	cargo build --quiet --locked --release -p host-hv --bin host-hv; \
 	say 'Measuring'; \
 	cargo run --quiet --locked --profile lab -p integration-tests --bin bench
 
@@ -87,6 +94,11 @@ test-vsock: setup lab build package
 	@$(env) program=$$(sh tests/lab/peers.sh vsock-test); \
 	say "Running the kernel's test of vsock, guest to guest"; \
 	cargo run --quiet --locked -p integration-tests --bin vsock_test -- "$$program"
+
+test-share: setup lab suites build
+	@$(env) sh tests/lab/peers.sh virtiofsd >/dev/null; \
+	say 'Trying shared folders, beside both of Debian'\''s virtiofsd'; \
+	cargo run --quiet --locked -p integration-tests --bin share_suites
 
 torture: setup lab build package
 	@$(env) say 'Killing at random'; \
@@ -111,4 +123,4 @@ guest-shell: setup lab build package
 	cargo run --quiet --locked -p integration-tests --bin lab
 
 clean-lab:
-	@$(env) as_root rm -rf "$$HOSPES_CACHE/lab" "$$HOSPES_CACHE/desktops"
+	@$(env) as_root rm -rf "$$HOSPES_CACHE/lab" "$$HOSPES_CACHE/desktops" "$$HOSPES_CACHE/suites"

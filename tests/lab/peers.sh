@@ -1,12 +1,14 @@
 #!/bin/sh
-# Fetches what Hospes is measured beside and does not ship: `peers.sh vsock-device` and `peers.sh vsock-test` make sure
-# that the peer is in the cache, and print its path.
+# Fetches what Hospes is measured beside and does not ship, or tested with: `peers.sh NAME` makes sure that it is in the
+# cache, and prints its path.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/env.sh"
 
 peers=$HOSPES_CACHE/peers
 device_version=0.3.0
+fsx_version=0.3.2
+pjdfstest_version=0.2.2
 
 mkdir -p "$peers"
 log=$(mktemp)
@@ -16,6 +18,16 @@ run() {
         tail -n 20 "$log" >&2
         fail "$1 failed: its own words are above."
     }
+}
+
+# A program of crates.io, for the guest: its name is the crate's.
+guest_crate() {
+    program=$peers/$1-$2/bin/$1
+    [ -x "$program" ] && return
+    say "Building $1 $2 for the guest" >&2
+    run env CARGO_TARGET_DIR="$peers/build" \
+        cargo install --quiet --locked --target "$guest_target" --root "$peers/$1-$2" "$1@$2"
+    rm -rf "$peers/build"
 }
 
 case ${1:-} in
@@ -47,8 +59,37 @@ vsock-test)
         mv vsock_test "$program"
     fi
     ;;
+fsx)
+    guest_crate fsx "$fsx_version"
+    ;;
+pjdfstest)
+    guest_crate pjdfstest "$pjdfstest_version"
+    ;;
+virtiofsd)
+    # Debian 13's is newer than this machine's libraries: it brings its own.
+    program=$peers/virtiofsd/virtiofsd
+    if [ ! -x "$program" ]; then
+        say "Fetching Debian 13's virtiofsd" >&2
+        build=$peers/virtiofsd.$$
+        trap 'rm -rf "$log" "$build"' EXIT
+        fetch_debian "$build/packages" trixie "$(dpkg --print-architecture)" download \
+            virtiofsd libc6 libgcc-s1 libcap-ng0 libseccomp2
+        for package in "$build"/packages/*.deb; do dpkg-deb -x "$package" "$build/tree"; done
+        rm -rf "$build/packages"
+        cat >"$build/virtiofsd" <<'WRAPPER'
+#!/bin/sh
+tree=$(dirname "$0")/tree
+exec "$tree"/usr/lib64/ld-linux-*.so.* --library-path "$(echo "$tree"/usr/lib/*-linux-gnu)" \
+    "$tree/usr/libexec/virtiofsd" "$@"
+WRAPPER
+        chmod 755 "$build/virtiofsd"
+        run "$build/virtiofsd" --version
+        rm -rf "$peers/virtiofsd"
+        mv "$build" "$peers/virtiofsd"
+    fi
+    ;;
 *)
-    fail "usage: peers.sh vsock-device | vsock-test"
+    fail "usage: peers.sh vsock-device | vsock-test | fsx | pjdfstest | virtiofsd"
     ;;
 esac
 echo "$program"

@@ -10,16 +10,19 @@ packages="
     ca-certificates
     gcc libc6-dev
     gcc-aarch64-linux-gnu libc6-dev-arm64-cross
-    qemu-system-arm
+    qemu-system-arm qemu-system-common
     qemu-user-static binfmt-support arch-test
     mmdebstrap debian-archive-keyring
     e2fsprogs cpio xz-utils
     openssh-client rsync
+    strace
     dpkg-dev fakeroot
 "
 # ca-certificates             cargo fetches crates
 # gcc…                        links for this machine, and for the guest
 # qemu-system-arm             boots the guest; qemu-user-static runs its programs here
+# qemu-system-common          has virtiofsd, beside which shared folders are tried and measured
+# strace                      counts system calls for `make bench`
 # mmdebstrap, e2fsprogs, cpio make its disk and its initramfs
 # openssh-client, rsync       the lab's key, the peer that `make bench` measures against, what the demo carries
 # dpkg-dev, fakeroot          build the packages

@@ -136,8 +136,13 @@ impl GuestSpec {
     }
 
     /// More words for QEMU's command line. Relative paths are in the guest's directory ([`Guest::path`]). Boots cold.
-    pub fn qemu<const N: usize>(mut self, words: [&str; N]) -> Self {
-        self.qemu.extend(words.map(str::to_owned));
+    pub fn qemu<const N: usize>(self, words: [&str; N]) -> Self {
+        self.qemu_words(words.map(str::to_owned))
+    }
+
+    /// The same, as many as there are.
+    pub fn qemu_words(mut self, words: impl IntoIterator<Item = String>) -> Self {
+        self.qemu.extend(words);
         self.cold()
     }
 }

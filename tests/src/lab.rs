@@ -38,6 +38,11 @@ impl Lab {
         existing(target_dir()?.join("lab").join(name), "make build")
     }
 
+    /// The same as it is shipped, for measuring: `cargo build --release` makes it.
+    pub fn released(name: &str) -> Result<PathBuf> {
+        existing(target_dir()?.join("release").join(name), "make bench")
+    }
+
     /// The guest's package, as `make package` makes it.
     pub fn package() -> Result<PathBuf> {
         package("hospes-tools")

@@ -44,6 +44,7 @@ mod process;
 mod qmp;
 mod shell;
 mod tools;
+mod trio;
 
 pub use beside::Beside;
 pub use deadline::Deadline;
@@ -54,3 +55,4 @@ pub use process::{Process, spawn};
 pub use qmp::Qmp;
 pub use shell::{Output, Shell};
 pub use tools::{tools_started, with_tools};
+pub use trio::{FolderServer, Trio};

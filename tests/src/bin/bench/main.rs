@@ -1,7 +1,7 @@
 //! `make bench`: what Hospes costs, beside its peers and the floor, in the same guest and the same run.
 //!
 //! ```text
-//! bench [AREA …]     exec, bytes, files, cost, vsock; all without
+//! bench [AREA …]     exec, bytes, files, cost, vsock, share; all without
 //! ```
 //! Measurements of one row are interleaved, so that a machine whose speed drifts slows all of them alike; a figure is a
 //! median, and a bar is held against ratios of the same run. `target/bench.json` is a list of rows, `{area, metric, unit,
@@ -14,6 +14,7 @@ mod exec;
 mod files;
 mod rig;
 mod row;
+mod share;
 mod vsock;
 
 use std::process::ExitCode;
@@ -23,14 +24,23 @@ use anyhow::{Result, bail};
 use rig::Rig;
 use row::{Row, merge, print};
 
-type Area = (&'static str, fn(&mut Rig) -> Result<Vec<Row>>);
+type Area = (&'static str, Measure);
+
+/// How an area is measured.
+enum Measure {
+    /// On the rig.
+    Rig(fn(&mut Rig) -> Result<Vec<Row>>),
+    /// In guests of its own.
+    Alone(fn() -> Result<Vec<Row>>),
+}
 
 const AREAS: &[Area] = &[
-    ("exec", exec::measure),
-    ("bytes", bytes::measure),
-    ("files", files::measure),
-    ("cost", cost::measure),
-    ("vsock", vsock::measure),
+    ("exec", Measure::Rig(exec::measure)),
+    ("bytes", Measure::Rig(bytes::measure)),
+    ("files", Measure::Rig(files::measure)),
+    ("cost", Measure::Rig(cost::measure)),
+    ("vsock", Measure::Alone(vsock::measure)),
+    ("share", Measure::Alone(share::measure)),
 ];
 
 fn main() -> ExitCode {
@@ -54,12 +64,24 @@ fn run() -> Result<bool> {
         let names: Vec<&str> = AREAS.iter().map(|(area, _)| *area).collect();
         bail!("No area {unknown}: there are {}", names.join(", "));
     }
-    let mut rig = Rig::build()?;
+    let mut rig = None;
     let mut rows = Vec::new();
     for (area, measure) in AREAS {
         if wanted.is_empty() || wanted.iter().any(|name| name == area) {
             eprintln!("== {area}");
-            let measured = measure(&mut rig)?;
+            let measured = match measure {
+                Measure::Alone(measure) => {
+                    // The rig's guest is not to be measured beside.
+                    rig = None;
+                    measure()?
+                }
+                Measure::Rig(measure) => {
+                    let mut built = rig.take().map_or_else(Rig::build, Ok)?;
+                    let measured = measure(&mut built)?;
+                    rig = Some(built);
+                    measured
+                }
+            };
             merge(&measured)?;
             rows.extend(measured);
         }

@@ -11,7 +11,7 @@ use integration_tests::{Guest, GuestSpec, Lab};
 use serde_json::{Value, json};
 
 use crate::bytes::{MIB, drain, pour};
-use crate::rig::{Floor, Rig, connect_floor_in_steps, seconds, serve_floor};
+use crate::rig::{Floor, connect_floor_in_steps, seconds, serve_floor};
 use crate::row::{Row, median};
 
 const ROUNDS: usize = 3;
@@ -20,7 +20,7 @@ const STREAM: usize = 128;
 const WRITES: [usize; 3] = [4 << 10, 64 << 10, 256 << 10];
 const PEER: &str = "vhost-device-vsock";
 
-pub(crate) fn measure(_: &mut Rig) -> Result<Vec<Row>> {
+pub(crate) fn measure() -> Result<Vec<Row>> {
     let peer = std::env::var_os("VSOCK_PEER").map(PathBuf::from);
     let peer = peer.context("VSOCK_PEER does not name vhost-device-vsock: make bench builds it and does")?;
     let mut rows = native(&peer)?;
