@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use host_hv::fuse::abi::op;
-use host_hv::fuse::watch::{Line, Watch};
+use host_hv::fuse::watch::{GuestPath, Line, Watch};
 use host_hv::fuse::{Limits, Server, ShareSpec};
 use host_hv::testing::fuse::Client;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -306,6 +306,10 @@ fn collect(watch: &Watch) {
     }
 }
 
+fn path(bytes: &[u8]) -> GuestPath {
+    bytes.to_vec().into()
+}
+
 /// The helper in the guest says what it is about to do again.
 fn announce(guest: &mut Client<'_>, secret: &str, line: &Line) -> Result<(), i32> {
     let value = format!("{secret} {}", line.number);
@@ -334,7 +338,7 @@ fn what_others_do_is_told_and_done_again_without_touching_the_host() {
     guest.write(handle, 0, b"x").expect("written");
     others("echo one > new");
     let line = watch.next(&mut ready).expect("a change");
-    assert_eq!((line.act, line.path.as_str()), ("make", "src/new"));
+    assert_eq!((line.act, &line.path), ("make", &path(b"src/new")));
 
     // The helper makes it again: it is not there until then, and the host's own after.
     guest.pid = 9;
@@ -346,7 +350,7 @@ fn what_others_do_is_told_and_done_again_without_touching_the_host() {
     let new = guest.lookup(root, "new").expect("there");
     assert_eq!(new.size, 4);
     let line = watch.next(&mut ready).expect("a change");
-    assert_eq!((line.act, line.path.as_str()), ("change", "src/new"));
+    assert_eq!((line.act, &line.path), ("change", &path(b"src/new")));
     announce(&mut guest, "secret", &line).expect("known");
     let handle = guest.open(new.node, 1).expect("opened");
     assert_eq!(guest.write(handle, 0, b"Z"), Ok(1));
@@ -359,7 +363,7 @@ fn what_others_do_is_told_and_done_again_without_touching_the_host() {
 
     others("mv new elsewhere");
     let line = watch.next(&mut ready).expect("a change");
-    assert_eq!((line.act, line.to.as_deref()), ("move", Some("src/elsewhere")));
+    assert_eq!((line.act, &line.to), ("move", &Some(path(b"src/elsewhere"))));
     announce(&mut guest, "secret", &line).expect("known");
     assert_eq!(guest.lookup(root, "new").map(|entry| entry.node), Ok(new.node));
     guest.rename(root, "new", root, "elsewhere", 0).expect("moved");
@@ -368,7 +372,7 @@ fn what_others_do_is_told_and_done_again_without_touching_the_host() {
     // A storm: a few lines, and the last of them is how it is.
     others("for i in 1 2 3 4 5 6 7 8 9 10; do echo $i > elsewhere; echo $i > other; done; rm elsewhere");
     let mut told = Vec::new();
-    while told.last() != Some(&("remove", "src/elsewhere".to_owned())) {
+    while told.last() != Some(&("remove", path(b"src/elsewhere"))) {
         let line = watch.next(&mut ready).expect("a change");
         announce(&mut guest, "secret", &line).expect("known");
         if line.act == "remove" {
@@ -378,10 +382,23 @@ fn what_others_do_is_told_and_done_again_without_touching_the_host() {
         told.push((line.act, line.path));
         assert!(told.len() < 8, "{told:?}");
     }
+    // Names are bytes.
+    others("rm -f other; mkdir \"$(printf 'b\\377d')\"");
+    let bytes = loop {
+        let line = watch.next(&mut ready).expect("a change");
+        announce(&mut guest, "secret", &line).expect("known");
+        if line.act == "make" {
+            break line;
+        }
+    };
+    assert_eq!(bytes.path, path(b"src/b\xffd"));
+    let told = serde_json::to_string(&bytes).expect("a line");
+    assert!(told.contains(r#""path":[115,114,99,47,98,255,100]"#), "{told}");
     watch.end();
     assert!(watch.next(&mut ready).is_none());
+    others("rmdir b*");
     let mut names: Vec<_> =
         fs::read_dir(host.path()).expect("the share").flatten().map(|entry| entry.file_name()).collect();
     names.sort();
-    assert_eq!(names, ["mine", "other", "own"]);
+    assert_eq!(names, ["mine", "own"]);
 }

@@ -7,6 +7,7 @@
 use std::ffi::OsStr;
 use std::io::{self, BufRead, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 use std::time::Duration;
 
@@ -23,8 +24,8 @@ use super::share::MOUNT_POINT;
 /// The attribute by which a change is announced.
 const ATTRIBUTE: &str = "user.hospes.replay";
 
-/// The most bytes of a line: two paths, and some.
-const LINE_LEN: u64 = 32 * 1024;
+/// The most bytes of a line: two paths, of which each byte may be a number of its own, and some.
+const LINE_LEN: u64 = 64 * 1024;
 
 /// How long the kernel may believe that a name is there which it has seen already; a change that it hides is tried
 /// again once after that.
@@ -49,9 +50,26 @@ struct Secret {
 struct Change {
     number: u64,
     act: String,
-    path: String,
-    to: Option<String>,
+    path: Name,
+    to: Option<Name>,
     kind: u32,
+}
+
+/// A path, which is mostly text.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Name {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl Name {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Text(text) => Path::new(text),
+            Self::Bytes(bytes) => Path::new(OsStr::from_bytes(bytes)),
+        }
+    }
 }
 
 impl Replay {
@@ -99,7 +117,7 @@ fn announce(root: &OwnedFd, secret: &str, number: u64) -> anyhow::Result<()> {
 }
 
 fn replay(root: BorrowedFd<'_>, change: &Change) -> Result<(), Errno> {
-    let (parent, name) = place(root, &change.path)?;
+    let (parent, name) = place(root, change.path.path())?;
     match change.act.as_str() {
         "make" => twice(|| make(&parent, name, change.kind)),
         "remove" => {
@@ -108,7 +126,7 @@ fn replay(root: BorrowedFd<'_>, change: &Change) -> Result<(), Errno> {
             rustix::fs::unlinkat(&parent, name, flags)
         }
         "move" => {
-            let (to, new) = place(root, change.to.as_deref().unwrap_or_default())?;
+            let (to, new) = place(root, change.to.as_ref().ok_or(Errno::INVAL)?.path())?;
             rustix::fs::renameat(&parent, name, &to, new)
         }
         "change" => {
@@ -149,8 +167,7 @@ fn twice(make: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
 }
 
 /// The directory of a path and the name in it. Beneath the mount point, through no link.
-fn place<'p>(root: BorrowedFd<'_>, path: &'p str) -> Result<(OwnedFd, &'p OsStr), Errno> {
-    let path = Path::new(path);
+fn place<'p>(root: BorrowedFd<'_>, path: &'p Path) -> Result<(OwnedFd, &'p OsStr), Errno> {
     let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
     let (Some(parent), Some(name), true) = (path.parent(), path.file_name(), plain) else {
         return Err(Errno::INVAL);
@@ -172,10 +189,19 @@ mod tests {
         std::os::unix::fs::symlink("/etc", root.path().join("link")).unwrap();
         let fd = rustix::fs::open(root.path(), OFlags::PATH, Mode::empty()).unwrap();
         for bad in ["", "/etc/x", "../x", "d/../../x", "link/x", "d/..", "none/x"] {
-            assert!(place(fd.as_fd(), bad).is_err(), "{bad}");
+            assert!(place(fd.as_fd(), Path::new(bad)).is_err(), "{bad}");
         }
-        assert!(place(fd.as_fd(), "d/x").is_ok());
-        assert!(place(fd.as_fd(), "x").is_ok());
+        assert!(place(fd.as_fd(), Path::new("d/x")).is_ok());
+        assert!(place(fd.as_fd(), Path::new("x")).is_ok());
+    }
+
+    #[test]
+    fn a_path_is_text_or_bytes() {
+        let change = |line: &str| serde_json::from_str::<Change>(line).unwrap();
+        let text = change(r#"{"number":1,"act":"make","path":"src/a","kind":32768}"#);
+        assert_eq!(text.path.path(), Path::new("src/a"));
+        let bytes = change(r#"{"number":1,"act":"move","path":[115,47,255],"to":"s/b","kind":32768}"#);
+        assert_eq!(bytes.path.path().as_os_str().as_bytes(), b"s/\xff");
     }
 
     #[test]

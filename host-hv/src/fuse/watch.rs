@@ -20,7 +20,26 @@ use super::sys::{self, DirectoryId, Errno, Event, Fanotify, Stream, What};
 /// Entries with changes that wait to be told. With more, all that the guest knows is told of as changed.
 const WAITING: usize = 100_000;
 
-/// A change, as the helper reads it: one JSON object a line. Paths start at the root of the file system.
+/// The longest path that is told of: the guest's kernel takes no longer one in a call.
+const PATH_LEN: usize = 4095;
+
+/// A path in the guest, from the root of the file system. Names on the host are bytes, and mostly text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum GuestPath {
+    /// As it is.
+    Text(String),
+    /// The bytes of one that is no text, as numbers.
+    Bytes(Vec<u8>),
+}
+
+impl From<Vec<u8>> for GuestPath {
+    fn from(bytes: Vec<u8>) -> Self {
+        String::from_utf8(bytes).map_or_else(|error| Self::Bytes(error.into_bytes()), Self::Text)
+    }
+}
+
+/// A change, as the helper reads it: one JSON object a line.
 #[derive(Debug, Serialize)]
 pub struct Line {
     /// To be said to the server before acting.
@@ -28,10 +47,10 @@ pub struct Line {
     /// What to do again.
     pub act: &'static str,
     /// To what.
-    pub path: String,
+    pub path: GuestPath,
     /// Where to, for a move.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub to: Option<String>,
+    pub to: Option<GuestPath>,
     /// The bits of a mode that say what the entry is.
     pub kind: u32,
 }
@@ -266,7 +285,7 @@ impl Watch {
         sys::stat_at(&*directory, name).ok().map(|meta| meta.mode & kind::MASK)
     }
 
-    fn paths(&self, change: &Change) -> Option<(String, Option<String>)> {
+    fn paths(&self, change: &Change) -> Option<(GuestPath, Option<GuestPath>)> {
         let path = self.path(change.parent, &change.name)?;
         match &change.step {
             Step::Moved { to, name } => Some((path, Some(self.path(*to, name)?))),
@@ -274,20 +293,22 @@ impl Watch {
         }
     }
 
-    /// Where an entry is in the guest; nothing if its name is no text.
-    fn path(&self, parent: u64, name: &CString) -> Option<String> {
-        let mut parts = vec![name.to_str().ok()?.to_owned()];
+    /// Where an entry is in the guest; nothing if that is too long to be named, or nowhere any more.
+    fn path(&self, parent: u64, name: &CString) -> Option<GuestPath> {
+        let mut parts = vec![name.to_bytes().to_vec()];
+        let mut length = name.to_bytes().len();
         let mut node = self.server.nodes.get(parent).ok()?;
         while let Some(place) = node.place() {
-            parts.push(place.name.to_str().ok()?.to_owned());
-            if parts.len() > 4096 || place.parent == abi::ROOT {
+            length += place.name.to_bytes().len() + 1;
+            if length > PATH_LEN || place.parent == abi::ROOT {
                 return None;
             }
+            parts.push(place.name.to_bytes().to_vec());
             node = self.server.nodes.get(place.parent).ok()?;
         }
-        parts.push(node.share.name.clone());
+        parts.push(node.share.name.clone().into_bytes());
         parts.reverse();
-        Some(parts.join("/"))
+        Some(parts.join(&b'/').into())
     }
 }
 
