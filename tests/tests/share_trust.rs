@@ -37,7 +37,7 @@ fails("a long path", ENAMETOOLONG, mkdir("$a" . "/n" x 4000));
 symlink("x" x 4095, "$a/long"); fails("a longer target", ENAMETOOLONG, symlink("x" x 4096, "$a/longer"));
 
 # Devices, set-id programs, owners.
-for my $kind (S_IFCHR, S_IFBLK) { fails("a device", EPERM, syscall(33, -100, "$a/device\0", $kind | 0666, 0x0103) == 0) }
+for my $kind (020000, 060000) { fails("a device", EPERM, syscall(33, -100, "$a/device\0", $kind | 0666, 0x0103) == 0) }
 open(my $p, ">", "$a/program") or die; close $p; chmod(06755, "$a/program");
 die "set-id bits stay\n" if (stat("$a/program"))[2] & 06000;
 fails("giving a file away", EPERM, chown(1234, 1234, "$a/program"));

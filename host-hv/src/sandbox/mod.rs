@@ -7,7 +7,7 @@
 //! | bolt | what it buys | what it costs |
 //! |---|---|---|
 //! | a mount namespace with an empty root | no path of the host leads anywhere; only descriptors do, and only shares have some | one user namespace for a server that is no root: it sees other users' files as nobody's |
-//! | each share a detached copy of its mount | `..` ends at the share, also by raw system calls; no devices, no set-id, no programs | a mount that the host makes in a share later may not show |
+//! | each share a detached copy of its mount | `..` ends at the share, also by raw system calls; no devices, no set-id, no programs | a mount that the host makes in a share later may not show; one that it takes away is in use until the share is removed |
 //! | namespaces for network and IPC | no network, no abstract sockets of others | nothing |
 //! | capabilities | root keeps what acting as a share's owner takes, and what raw owners take; others keep none | nothing |
 //! | `no_new_privs` | no program run from here gains anything | nothing |
