@@ -26,8 +26,8 @@ help:
 	@echo 'make desktops  the desktops without a screen that tests run: Debian 13'\''s (2 minutes, once)'
 	@echo 'make build     the programs for this machine, in $(target)/lab'
 	@echo 'make guest     the programs for the guest, in $(target)/aarch64-unknown-linux-gnu/lab'
-	@echo 'make package   hospes-tools and hospes for arm64, in $(target)/packages'
-	@echo 'make packages  both, for arm64 and amd64, held against the policy of Debian'
+	@echo 'make package   hospes-tools, hospes-desktop and hospes for arm64, in $(target)/packages'
+	@echo 'make packages  all, for arm64 and amd64, held against the policy of Debian'
 	@echo 'make test-crates, make test-guest: the two halves of make test'
 	@echo 'make guest-shell  a guest with hospes-tools in it, to try things in'
 	@echo 'make clean-lab forgets the cached guests and desktops'
@@ -60,10 +60,12 @@ floor: setup
 
 package: setup
 	@sh packaging/build-deb.sh hospes-tools arm64 --out $(target)/packages
+	@sh packaging/build-deb.sh hospes-desktop arm64 --out $(target)/packages
 	@sh packaging/build-deb.sh hospes arm64 --out $(target)/packages
 
 packages: package
 	@sh packaging/build-deb.sh hospes-tools amd64 --out $(target)/packages
+	@sh packaging/build-deb.sh hospes-desktop amd64 --out $(target)/packages
 	@sh packaging/build-deb.sh hospes amd64 --out $(target)/packages
 	@sh packaging/lint.sh $(target)/packages
 

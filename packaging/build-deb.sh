@@ -1,10 +1,10 @@
 #!/bin/sh
 # Builds PACKAGE_VERSION_ARCH.deb from packaging/dist/PACKAGE, which mirrors the installed tree, and from the binaries.
 #
-#     packaging/build-deb.sh [hospes-tools|hospes] [arm64|amd64] [--profile PROFILE] [--out DIR]
+#     packaging/build-deb.sh [hospes-tools|hospes-desktop|hospes] [arm64|amd64] [--profile PROFILE] [--out DIR]
 #
-# hospes-tools is the guest's, hospes the host's. hospes-tools, arm64 and the release profile unless said otherwise. The
-# last line it prints is the package's path. It downloads nothing that cargo does not.
+# hospes-tools and hospes-desktop are the guest's, hospes the host's. hospes-tools, arm64 and the release profile unless
+# said otherwise. The last line it prints is the package's path. It downloads nothing that cargo does not.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 workspace=$(cd "$here/.." && pwd)
@@ -13,7 +13,7 @@ workspace=$(cd "$here/.." && pwd)
 name=hospes-tools arch=arm64 profile=release out=$workspace/target/packages
 while [ $# -gt 0 ]; do
     case $1 in
-    hospes-tools | hospes) name=$1 ;;
+    hospes-tools | hospes-desktop | hospes) name=$1 ;;
     arm64 | amd64) arch=$1 ;;
     --profile) profile=$2 && shift ;;
     --out) out=$2 && shift ;;
@@ -29,6 +29,7 @@ esac
 [ "$(dpkg --print-architecture)" != "$arch" ] || run=
 case $name in
 hospes-tools) crate=guest-tools command=hospes-tools daemons="hospes-toolsd hospes-session" ;;
+hospes-desktop) crate=guest-desktop command=hospes-desktop daemons= ;;
 hospes) crate=host-agent command=hospes daemons= ;;
 esac
 for tool in dpkg-deb fakeroot gzip cargo; do
@@ -53,13 +54,15 @@ for daemon in $daemons; do
 done
 install -D -m 755 -t "$root/usr/bin" "$built/$command"
 
-# Manual pages and completions come from the command's own definition.
-install -d "$root/usr/share/man/man1" "$root/usr/share/bash-completion/completions" \
-    "$root/usr/share/zsh/vendor-completions" "$root/usr/share/fish/vendor_completions.d"
-$run "$built/$command" man "$root/usr/share/man/man1"
-$run "$built/$command" completions bash >"$root/usr/share/bash-completion/completions/$command"
-$run "$built/$command" completions zsh >"$root/usr/share/zsh/vendor-completions/_$command"
-$run "$built/$command" completions fish >"$root/usr/share/fish/vendor_completions.d/$command.fish"
+# Manual pages and completions come from the command's own definition; the helper has none, and a page as it stands.
+if [ "$name" != hospes-desktop ]; then
+    install -d "$root/usr/share/man/man1" "$root/usr/share/bash-completion/completions" \
+        "$root/usr/share/zsh/vendor-completions" "$root/usr/share/fish/vendor_completions.d"
+    $run "$built/$command" man "$root/usr/share/man/man1"
+    $run "$built/$command" completions bash >"$root/usr/share/bash-completion/completions/$command"
+    $run "$built/$command" completions zsh >"$root/usr/share/zsh/vendor-completions/_$command"
+    $run "$built/$command" completions fish >"$root/usr/share/fish/vendor_completions.d/$command.fish"
+fi
 doc=$root/usr/share/doc/$name
 install -D -m 644 "$here/deb/copyright" "$doc/copyright"
 # One source, one history: each package has it under its own name.

@@ -38,7 +38,7 @@ pub enum Kind {
     Labwc,
     /// Mutter, which GNOME's shell is made of.
     Mutter,
-    /// KWin, KDE's.
+    /// KDE's.
     KWin,
     /// An X server and a window manager.
     X11,

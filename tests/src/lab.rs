@@ -48,6 +48,11 @@ impl Lab {
         package("hospes-tools")
     }
 
+    /// The package of the guest's desktop, as `make package` makes it.
+    pub fn desktop_package() -> Result<PathBuf> {
+        package("hospes-desktop")
+    }
+
     /// The host's package for the guest's kind of machine, as `make package` makes it.
     pub fn host_package() -> Result<PathBuf> {
         package("hospes")
