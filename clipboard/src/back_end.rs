@@ -1,6 +1,8 @@
 //! Ways to a desktop's clipboard. All have one face: a task that shows what it is told to and tells what happens.
 
 pub mod data_control;
+pub mod mutter;
+pub mod x11;
 
 use std::os::fd::OwnedFd;
 
@@ -152,6 +154,9 @@ pub enum BackEndError {
     /// It cannot be reached.
     #[error("The desktop cannot be reached: {0}")]
     Unreachable(String),
+    /// It has one, and gives it to nobody for now.
+    #[error("The desktop gives its clipboard to nobody now: {0}")]
+    Refused(String),
     /// The connection ended.
     #[error("The desktop's connection ended: {0}")]
     Ended(String),

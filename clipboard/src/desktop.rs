@@ -8,7 +8,10 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::back_end::data_control::DataControl;
+use crate::back_end::mutter::Mutter;
+use crate::back_end::x11::X11;
 use crate::back_end::{BackEndError, Event, Order, Orders};
+use crate::bus::{self, Bus, Environment};
 use crate::watch::Watch;
 
 /// How long a compositor may take to say what it offers.
@@ -17,6 +20,11 @@ const HELLO: Duration = Duration::from_secs(5);
 /// offer: it is tried so often, with so much time between.
 const TRIES: u32 = 4;
 const BETWEEN: Duration = Duration::from_millis(250);
+/// Where there is an X server whose display nobody has named yet, or a compositor that offers nothing, it is tried a few
+/// times more, each time after twice as long: a session names its display when it has come so far.
+const MORE_TRIES: u32 = 5;
+/// Where X servers have their sockets.
+const X_SOCKETS: &str = "/tmp/.X11-unix";
 /// A desktop that goes away at once is not tried again at once.
 const SHORT: Duration = Duration::from_secs(2);
 
@@ -27,6 +35,12 @@ pub struct Places {
     pub runtime: Option<PathBuf>,
     /// The compositor's socket, where somebody said which: a name in that directory, or a path.
     pub wayland: Option<OsString>,
+    /// The X display, where somebody said which.
+    pub display: Option<String>,
+    /// The file with its cookie.
+    pub authority: Option<PathBuf>,
+    /// The session's bus, where somebody said which.
+    pub bus: Option<String>,
 }
 
 impl Places {
@@ -34,13 +48,33 @@ impl Places {
     #[must_use]
     pub fn from_env() -> Self {
         let get = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        Self { runtime: get("XDG_RUNTIME_DIR").map(PathBuf::from), wayland: get("WAYLAND_DISPLAY") }
+        let text = |name| get(name).and_then(|value: OsString| value.into_string().ok());
+        let home = || Some(PathBuf::from(get("HOME")?).join(".Xauthority"));
+        Self {
+            runtime: get("XDG_RUNTIME_DIR").map(PathBuf::from),
+            wayland: get("WAYLAND_DISPLAY"),
+            display: text("DISPLAY"),
+            authority: get("XAUTHORITY").map(PathBuf::from).or_else(home),
+            bus: text("DBUS_SESSION_BUS_ADDRESS"),
+        }
     }
 
     /// Where a socket may appear.
     fn directories(&self) -> impl Iterator<Item = &Path> {
         let named = self.wayland.as_deref().map(Path::new).filter(|path| path.is_absolute());
-        named.and_then(Path::parent).into_iter().chain(self.runtime.as_deref())
+        let all = named.and_then(Path::parent).into_iter().chain(self.runtime.as_deref());
+        all.chain(std::iter::once(Path::new(X_SOCKETS)))
+    }
+
+    /// The session's bus.
+    fn bus(&self) -> Option<String> {
+        self.bus.clone().or_else(|| bus::usual_address(self.runtime.as_deref()?))
+    }
+
+    /// Whether there is something that may become a desktop.
+    fn promising(&self) -> bool {
+        let server = |entries: std::fs::ReadDir| entries.flatten().next().is_some();
+        !self.sockets().is_empty() || std::fs::read_dir(X_SOCKETS).is_ok_and(server)
     }
 
     /// The name that the likeliest socket will have there.
@@ -74,6 +108,49 @@ impl Places {
     }
 }
 
+/// A desktop's clipboard, by whichever way.
+#[derive(Debug)]
+enum Found {
+    Wayland(Box<DataControl>),
+    Mutter(Box<Mutter>),
+    X11(Box<X11>),
+}
+
+impl Found {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Wayland(found) => found.name(),
+            Self::Mutter(found) => found.name(),
+            Self::X11(found) => found.name(),
+        }
+    }
+
+    fn came(&self) -> Event {
+        let selections = match self {
+            Self::Wayland(found) => found.selections(),
+            Self::Mutter(found) => found.selections(),
+            Self::X11(found) => found.selections(),
+        };
+        Event::Came { back_end: self.name(), selections }
+    }
+
+    fn tell(&mut self, orders: &Orders) {
+        match self {
+            Self::Wayland(found) => found.tell(orders),
+            Self::Mutter(found) => found.tell(orders),
+            Self::X11(found) => found.tell(orders),
+        }
+    }
+
+    async fn run(&mut self, orders: &mut Orders) -> Result<(), BackEndError> {
+        match self {
+            Self::Wayland(found) => found.run(orders).await,
+            Self::Mutter(found) => found.run(orders).await,
+            Self::X11(found) => found.run(orders).await,
+        }
+    }
+}
+
 /// Serves whatever desktop there is, for as long as somebody is interested.
 pub async fn serve(places: Places, mut orders: Orders) {
     let mut tries = 0;
@@ -81,11 +158,16 @@ pub async fn serve(places: Places, mut orders: Orders) {
     loop {
         // Before looking, so that what appears behind our back is not missed.
         let watch = Watch::new(places.directories());
-        if let Some(mut found) = find(&places).await {
+        let mut bus = match places.bus() {
+            Some(address) => Bus::connect(&address).await.ok(),
+            None => None,
+        };
+        if let Some(mut found) = find(&places, bus.as_ref(), tries).await {
             let began = Instant::now();
+            drop((watch, bus));
             // What was to be shown while there was no desktop waits for the hub's word on what this one has.
             orders.forget();
-            orders.tell(Event::Came { back_end: found.name(), selections: found.selections() });
+            orders.tell(found.came());
             found.tell(&orders);
             if !std::mem::replace(&mut looked, true) {
                 orders.tell(Event::Looked);
@@ -94,8 +176,10 @@ pub async fn serve(places: Places, mut orders: Orders) {
             drop(found);
             orders.tell(Event::Gone);
             orders.forget();
-            if matches!(end, Err(BackEndError::Unused)) {
-                return;
+            match end {
+                Err(BackEndError::Unused) => return,
+                Err(error) => tracing::debug!("{error}"),
+                Ok(()) => (),
             }
             if began.elapsed() < SHORT {
                 sleep(SHORT).await;
@@ -107,20 +191,32 @@ pub async fn serve(places: Places, mut orders: Orders) {
             orders.tell(Event::Looked);
         }
         tries += 1;
+        let again = match tries.checked_sub(TRIES) {
+            None => Some(BETWEEN),
+            Some(more) if more < MORE_TRIES && places.promising() => Some(BETWEEN * (2 << more)),
+            Some(_) => None,
+        };
         let appeared = async {
+            let names = ["wayland-", "bus", "X", places.name().unwrap_or("wayland-")];
             match &watch {
-                _ if tries < TRIES => sleep(BETWEEN).await,
                 Ok(watch) => {
-                    if watch.appeared(&["wayland-", places.name().unwrap_or("wayland-")]).await.is_err() {
+                    if watch.appeared(&names).await.is_err() {
                         std::future::pending::<()>().await;
                     }
-                    tries = 0;
                 }
                 Err(_) => std::future::pending().await,
             }
         };
+        let told = async {
+            match &mut bus {
+                Some(bus) => bus.changed().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = appeared => (),
+            () = sleep(again.unwrap_or_default()), if again.is_some() => (),
+            () = appeared => tries = 0,
+            () = told => tries = 0,
             () = unused(&mut orders) => return,
         }
     }
@@ -131,14 +227,46 @@ async fn unused(orders: &mut Orders) {
     while !matches!(orders.next().await, Order::End) {}
 }
 
-async fn find(places: &Places) -> Option<DataControl> {
-    for socket in places.sockets() {
+/// The best way to a clipboard that there is now, at the so-manieth try.
+async fn find(places: &Places, bus: Option<&Bus>, tries: u32) -> Option<Found> {
+    let sockets = places.sockets();
+    let wayland = !sockets.is_empty();
+    for socket in sockets {
         let attempt = spawn_blocking(move || DataControl::connect(&socket));
         if let Ok(Ok(Ok(found))) = timeout(HELLO, attempt).await {
-            return Some(found);
+            return Some(Found::Wayland(Box::new(found)));
         }
     }
-    None
+    if let Some(address) = places.bus().filter(|_| bus.is_some()) {
+        match timeout(HELLO, Mutter::connect(&address)).await {
+            Ok(Ok(found)) => return Some(Found::Mutter(Box::new(found))),
+            // Its Xwayland is no way around that: the screen is locked.
+            Ok(Err(BackEndError::Refused(why))) => {
+                tracing::debug!("Mutter gives no session: {why}");
+                return None;
+            }
+            Ok(Err(_)) | Err(_) => (),
+        }
+    }
+    // A compositor's Xwayland comes last, and not before the compositor had time to offer better.
+    if wayland && tries + 1 < TRIES {
+        return None;
+    }
+    let mut named = Environment { display: places.display.clone(), authority: places.authority.clone() };
+    if let (None, Some(bus)) = (&named.display, bus) {
+        let session = bus.environment().await;
+        named.display = session.display;
+        named.authority = session.authority.or(named.authority);
+    }
+    let attempt = X11::connect(named.display.as_deref()?, named.authority.as_deref());
+    match timeout(HELLO, attempt).await {
+        Ok(Ok(found)) => Some(Found::X11(Box::new(found))),
+        Ok(Err(error)) => {
+            tracing::debug!("{error}");
+            None
+        }
+        Err(_) => None,
+    }
 }
 
 #[cfg(test)]
@@ -151,7 +279,11 @@ mod tests {
         for name in ["wayland-1", "wayland-0", "wayland-0.lock", "bus", "wayland-x"] {
             std::fs::write(runtime.path().join(name), "").unwrap();
         }
-        let mut places = Places { runtime: Some(runtime.path().into()), wayland: Some("wayland-1".into()) };
+        let mut places = Places {
+            runtime: Some(runtime.path().into()),
+            wayland: Some("wayland-1".into()),
+            ..Places::default()
+        };
         let names = |places: &Places| -> Vec<String> {
             let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
             places.sockets().iter().map(name).collect()

@@ -104,8 +104,10 @@ impl Hub {
         if after < self.held[at].showing {
             return Vec::new();
         }
-        let types = types::to_wire(types);
-        let owner = if types.is_empty() { Owner::Nobody } else { Owner::Desktop };
+        // A secret is the desktop's own: it takes the place of what others had, and they are told of nothing.
+        let secret = types::is_secret(&types);
+        let types = if secret { Vec::new() } else { types::to_wire(types) };
+        let owner = if types.is_empty() && !secret { Owner::Nobody } else { Owner::Desktop };
         if owner == Owner::Nobody && self.held[at].owner == Owner::Nobody {
             return Vec::new();
         }

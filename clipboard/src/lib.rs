@@ -22,5 +22,6 @@ pub mod types;
 
 pub mod watch;
 
+mod bus;
 mod pipe;
 mod readiness;

@@ -298,6 +298,22 @@ pub async fn copy(mut from: File, into: OwnedFd) {
     }
 }
 
+/// Carries all of a pipe into another.
+///
+/// # Errors
+/// The operating system's.
+pub(crate) async fn relay(from: OwnedFd, into: OwnedFd) -> io::Result<()> {
+    let mut from = Reader::new(From::Pipe(from))?;
+    let mut into = Writer::new(Into::Pipe(into))?;
+    let mut chunk = vec![0; DATA_LEN as usize];
+    loop {
+        match from.read(&mut chunk).await? {
+            0 => return Ok(()),
+            n => into.write_all(&chunk[..n]).await.map_err(io::Error::other)?,
+        }
+    }
+}
+
 /// Lets the peer read our last word, and waits until it has closed: closing first could take that from it again.
 pub async fn part(wire: &mut Wire) {
     let closed = async {

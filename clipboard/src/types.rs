@@ -24,6 +24,9 @@ const INTERNAL: [&str; 12] = [
     "CLIENT_WINDOW",
 ];
 
+/// Names by which a program says that what it copied is a secret, as password managers do: on Linux desktops, on macOS.
+const SECRET: [&str; 2] = ["x-kde-passwordManagerHint", "org.nspasteboard.ConcealedType"];
+
 /// What the names of our own marks begin with: a back end knows by its mark what it shows itself.
 pub const MARK: &str = "application/x-hospes-";
 
@@ -58,6 +61,12 @@ pub fn to_desktop(types: &[String]) -> Vec<String> {
 pub fn original<'t>(kind: &str, types: &'t [String]) -> Option<&'t str> {
     let find = |wanted: &str| types.iter().find(|name| *name == wanted).map(String::as_str);
     find(kind).or_else(|| if is_text(kind) { TEXT.iter().find_map(|name| find(name)) } else { None })
+}
+
+/// Whether a program said that it is a secret.
+#[must_use]
+pub fn is_secret(types: &[String]) -> bool {
+    types.iter().any(|name| SECRET.contains(&name.as_str()))
 }
 
 /// Whether it is one of UTF-8 text's names.

@@ -15,11 +15,22 @@ use crate::{Deadline, Host, Lab, Process, spawn};
 pub struct Beside {
     daemon: Option<Process>,
     directory: TempDir,
+    /// The bus on which it asks who sits at the screen.
+    seat: Option<String>,
 }
 
 impl Beside {
     /// Starts a daemon under this policy.
     pub fn start(policy: &str) -> Result<Self> {
+        Self::start_with(policy, None)
+    }
+
+    /// Starts one that asks the logind on this bus who sits at the screen. Otherwise whoever comes last does.
+    pub fn seated(policy: &str, bus: &str) -> Result<Self> {
+        Self::start_with(policy, Some(bus.to_owned()))
+    }
+
+    fn start_with(policy: &str, seat: Option<String>) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("hospes-").tempdir()?;
         for name in ["etc", "state", "run"] {
             fs::create_dir(directory.path().join(name))?;
@@ -27,7 +38,7 @@ impl Beside {
         let machine = fs::read_to_string("/proc/sys/kernel/random/uuid")?.replace('-', "");
         fs::write(directory.path().join("machine-id"), machine)?;
         fs::write(directory.path().join("etc/tools.toml"), policy)?;
-        let mut guest = Self { daemon: None, directory };
+        let mut guest = Self { daemon: None, directory, seat };
         guest.restart()?;
         Ok(guest)
     }
@@ -41,6 +52,9 @@ impl Beside {
             words.extend([format!("--{name}"), at(name)]);
         }
         words.extend(["--worker-command".to_owned(), Lab::program("hospes-session")?.display().to_string()]);
+        if let Some(bus) = &self.seat {
+            words.extend(["--seat-bus".to_owned(), bus.clone()]);
+        }
         let log = self.path("log");
         let mut daemon = spawn(Lab::program("hospes-toolsd")?, &words, self.directory.path(), &log)?;
         Deadline::after(Duration::from_secs(30)).poll("the daemon's socket", || {

@@ -1,7 +1,9 @@
 //! Desktops without a screen: the real compositors and X servers of Debian 13, each with a runtime directory and a session
 //! bus of its own. They run in a tree that `tests/lab/desktops.sh` makes, as a user without rights.
 
+mod logind;
 mod programs;
+mod rig;
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -12,7 +14,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-pub use self::programs::{Copied, helper, noise};
+pub use self::logind::{Logind, Sitting};
+pub use self::programs::{Copied, helper, helper_of, noise};
+pub use self::rig::Rig;
 use crate::lab::workspace;
 use crate::{Deadline, Process, spawn};
 
@@ -87,12 +91,16 @@ impl Kind {
 #[derive(Debug)]
 pub struct Compositor {
     kind: Kind,
+    /// Whose it is.
+    user: u32,
     // Ended in this order, before the directory goes.
     window_manager: Option<Process>,
     process: Option<Process>,
     bus: Option<Process>,
     /// The X server's display number, where it is one.
     display: Option<u32>,
+    /// How X programs reach a compositor's Xwayland.
+    x_environment: Vec<(&'static str, String)>,
     directory: TempDir,
     tree: PathBuf,
 }
@@ -105,17 +113,32 @@ impl Compositor {
 
     /// Starts one, and waits until programs can connect to it.
     pub fn start(kind: Kind) -> Result<Self> {
+        let root = nix::unistd::geteuid().is_root();
+        Self::start_as(kind, if root { NOBODY } else { nix::unistd::geteuid().as_raw() })
+    }
+
+    /// Starts one for a user of this number, whom only root can be.
+    pub fn start_as(kind: Kind, user: u32) -> Result<Self> {
         let tree = find_tree()?;
         let directory = tempfile::Builder::new().prefix("hospes-").tempdir_in("/tmp")?;
         let runtime = directory.path().display().to_string();
         fs::write(directory.path().join("config"), "xwayland disable\n")?;
         fs::write(directory.path().join("bus.conf"), BUS.replace("@RUNTIME@", &runtime))?;
         if nix::unistd::geteuid().is_root() {
-            std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY))?;
+            std::os::unix::fs::chown(directory.path(), Some(user), Some(user))?;
         }
         make_x_directory()?;
-        let mut compositor =
-            Self { kind, window_manager: None, process: None, bus: None, display: None, directory, tree };
+        let mut compositor = Self {
+            kind,
+            user,
+            window_manager: None,
+            process: None,
+            bus: None,
+            display: None,
+            x_environment: Vec::new(),
+            directory,
+            tree,
+        };
         let mut bus =
             compositor.spawn("bus", &["dbus-daemon", "--nofork", "--config-file"], &["@/bus.conf"])?;
         let socket = compositor.runtime().join("bus");
@@ -143,6 +166,10 @@ impl Compositor {
             answers("the compositor's socket", &mut process, &socket)?;
         }
         self.process = Some(process);
+        if self.kind == Kind::Mutter {
+            self.x_environment =
+                Deadline::after(PATIENCE).poll("Mutter's Xwayland", || Ok(self.xwayland().ok()))?;
+        }
         Ok(())
     }
 
@@ -151,14 +178,24 @@ impl Compositor {
         self.window_manager = None;
         self.process = None;
         self.display = None;
-        for name in [self.socket_name().to_owned(), format!("{}.lock", self.socket_name())] {
-            let _ = fs::remove_file(self.runtime().join(name));
+        let entries = fs::read_dir(self.runtime()).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()) {
+            let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+            // Its sockets and its Xwayland's cookies, which a crash leaves behind.
+            if name.starts_with(b"wayland-") || name.starts_with(b".mutter-Xwayland") {
+                let _ = fs::remove_file(&path);
+            }
         }
     }
 
     /// What it is.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Whose it is.
+    pub fn user(&self) -> u32 {
+        self.user
     }
 
     /// Its runtime directory. The session's bus is in it, as `bus`.
@@ -181,6 +218,33 @@ impl Compositor {
             None => environment.push(("WAYLAND_DISPLAY", self.socket().display().to_string())),
         }
         environment
+    }
+
+    /// Whether programs without a window can copy and paste by Wayland there. Elsewhere they do it by X.
+    fn has_data_control(&self) -> bool {
+        !matches!(self.kind, Kind::Mutter | Kind::X11)
+    }
+
+    /// Whether it shares the primary selection with programs like ours.
+    pub fn has_primary(&self) -> bool {
+        self.kind != Kind::Mutter
+    }
+
+    /// How Mutter's Xwayland is reached: its display and cookie.
+    fn xwayland(&self) -> Result<Vec<(&'static str, String)>> {
+        let said = self.output();
+        let display = said.lines().find_map(|line| {
+            let (_, rest) = line.split_once("Using public X11 display ")?;
+            rest.split(',').next().map(str::to_owned)
+        });
+        let cookie =
+            fs::read_dir(self.runtime())?.filter_map(|entry| Some(entry.ok()?.path())).find(|path| {
+                path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".mutter-Xwayland"))
+            });
+        let (Some(display), Some(cookie)) = (display, cookie) else {
+            bail!("Mutter has no Xwayland:\n{said}");
+        };
+        Ok(vec![("DISPLAY", display), ("XAUTHORITY", cookie.display().to_string())])
     }
 
     /// All that the compositor has said.
@@ -220,8 +284,8 @@ impl Compositor {
         all.extend(["sh", "-euc", ENTER, "sh"].map(str::to_owned));
         all.push(self.tree.display().to_string());
         if root {
-            let user = format!("--reuid={NOBODY}");
-            let group = format!("--regid={NOBODY}");
+            let user = format!("--reuid={}", self.user);
+            let group = format!("--regid={}", self.user);
             all.extend(["setpriv".into(), user, group]);
             all.extend(["--clear-groups", "--pdeathsig=KILL"].map(str::to_owned));
         } else {
@@ -240,7 +304,8 @@ impl Compositor {
             ["WLR_BACKENDS=headless", "WLR_RENDERER=pixman", "WLR_LIBINPUT_NO_DEVICES=1"].map(str::to_owned),
         );
         all.push(format!("HOME={}", self.runtime().display()));
-        all.extend(self.environment().into_iter().map(|(name, value)| format!("{name}={value}")));
+        let environment = self.environment().into_iter().chain(self.x_environment.clone());
+        all.extend(environment.map(|(name, value)| format!("{name}={value}")));
         if words.first().is_some_and(|program| ["sway", "labwc"].contains(program)) {
             // They would run in the compositor that this names.
             all.retain(|word| !word.starts_with("WAYLAND_DISPLAY="));

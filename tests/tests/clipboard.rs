@@ -3,51 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use integration_tests::desktop::{Compositor, helper, noise};
-use integration_tests::{Beside, Deadline, Host, Process};
+use integration_tests::Deadline;
+use integration_tests::desktop::{Compositor, Rig, helper, noise};
 
 const TEXT: &str = "text/plain;charset=utf-8";
-
-/// A guest's desktop and a host's, with all that is between them.
-struct Rig {
-    there: Compositor,
-    here: Compositor,
-    host: Host,
-    guest: Beside,
-    helper: Process,
-}
-
-impl Rig {
-    fn start(policy: &str, share: bool) -> Result<Self> {
-        let (there, here) = (Compositor::sway()?, Compositor::sway()?);
-        let guest = Beside::start(policy)?;
-        let helper = helper(&guest, &there)?;
-        let mut host = guest.host()?;
-        host.set("WAYLAND_DISPLAY", &here.socket().display().to_string());
-        host.start_agent()?;
-        host.wait_connected("vm")?;
-        let rig = Self { there, here, host, guest, helper };
-        if share {
-            rig.host.run(&["clipboard", "vm", "--share", "on"])?.text()?;
-        }
-        Ok(rig)
-    }
-
-    /// All that the programs between the desktops have said.
-    fn words(&self) -> String {
-        let agent = std::fs::read_to_string(self.host.home().join("agent.log")).unwrap_or_default();
-        let guest = self.guest.log().unwrap_or_default();
-        format!("--- helper\n{}--- daemon\n{guest}--- agent\n{agent}", self.helper.output())
-    }
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        if std::thread::panicking() || std::env::var_os("CLIPBOARD_LOG").is_some() {
-            eprintln!("{}", self.words());
-        }
-    }
-}
 
 #[test]
 fn what_is_copied_on_one_side_is_pasted_on_the_other() -> Result<()> {
@@ -64,15 +23,10 @@ fn what_is_copied_on_one_side_is_pasted_on_the_other() -> Result<()> {
     Ok(())
 }
 
-/// Of either side, which copies and which pastes.
-fn ways(rig: &Rig) -> [(&Compositor, &Compositor); 2] {
-    [(&rig.there, &rig.here), (&rig.here, &rig.there)]
-}
-
 #[test]
 fn any_number_of_bytes_crosses_and_an_empty_copy_is_one() -> Result<()> {
     let rig = Rig::start("", true)?;
-    for (from, to) in ways(&rig) {
+    for (from, to) in rig.ways() {
         for len in [1, 65_536, 4_000_001, 40 << 20] {
             let bytes = noise(len);
             let _copied = from.copy("application/octet-stream", &bytes, &[])?;
@@ -87,7 +41,7 @@ fn any_number_of_bytes_crosses_and_an_empty_copy_is_one() -> Result<()> {
 #[test]
 fn text_has_all_its_names_and_other_types_keep_theirs() -> Result<()> {
     let rig = Rig::start("", true)?;
-    for (from, to) in ways(&rig) {
+    for (from, to) in rig.ways() {
         let _copied = from.copy("UTF8_STRING", b"text", &[])?;
         for kind in [TEXT, "text/plain", "UTF8_STRING", "STRING", "TEXT"] {
             to.pastes(kind, b"text", &[])?;
@@ -103,7 +57,7 @@ fn text_has_all_its_names_and_other_types_keep_theirs() -> Result<()> {
 #[test]
 fn the_primary_selection_is_shared_apart() -> Result<()> {
     let rig = Rig::start("", true)?;
-    for (from, to) in ways(&rig) {
+    for (from, to) in rig.ways() {
         let _marked = from.copy(TEXT, b"marked", &["-p"])?;
         to.pastes(TEXT, b"marked", &["-p"])?;
         let _copied = from.copy(TEXT, b"copied", &[])?;
@@ -116,7 +70,7 @@ fn the_primary_selection_is_shared_apart() -> Result<()> {
 #[test]
 fn of_many_quick_copies_the_last_one_is_pasted() -> Result<()> {
     let rig = Rig::start("", true)?;
-    for (from, to) in ways(&rig) {
+    for (from, to) in rig.ways() {
         let mut copied = Vec::new();
         for n in 0..100 {
             copied.push(from.copy(TEXT, format!("copy {n}").as_bytes(), &[])?);
@@ -225,7 +179,7 @@ fn compositors_helpers_daemons_and_agents_may_die_and_come_back() -> Result<()> 
     let mut rig = Rig::start("", true)?;
     let mut n = 0;
     let mut works = |rig: &Rig| -> Result<()> {
-        for (from, to) in ways(rig) {
+        for (from, to) in rig.ways() {
             n += 1;
             // Copied again until it crosses: what was copied before the two were joined takes the place of nothing.
             let bytes = format!("copy {n}").into_bytes();

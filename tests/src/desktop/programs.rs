@@ -6,37 +6,64 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Compositor, PATIENCE};
+use super::{Compositor, Kind, PATIENCE};
 use crate::{Beside, Deadline, Lab, Process, spawn};
 
+/// As what [`Compositor::copies`] copies.
+const COPIES: &str = "text/plain;charset=utf-8";
+
 impl Compositor {
-    /// Copies these bytes with wl-copy, which offers them until it is dropped or something else is copied.
+    /// Copies these bytes with wl-copy or xclip, which offers them until it is dropped or something else is copied.
     pub fn copy(&self, kind: &str, bytes: &[u8], options: &[&str]) -> Result<Copied> {
-        let file = tempfile::NamedTempFile::new()?;
+        let file = tempfile::NamedTempFile::new_in(self.runtime())?;
         fs::write(file.path(), bytes)?;
-        let child = self
-            .command("wl-copy")
-            .args(["-f", "-t", kind])
-            .args(options)
-            .stdin(file.reopen()?)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
+        let mut command = if self.has_data_control() {
+            let mut command = self.command("wl-copy");
+            command.args(["-f", "-t", kind]).args(options);
+            command
+        } else {
+            let mut command = self.command("xclip");
+            command.args(["-quiet", "-in", "-t", kind, "-selection", selection(options)]);
+            command
+        };
+        let child = command.stdin(file.reopen()?).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         Ok(Copied(child))
     }
 
-    /// Pastes with wl-paste; `None` where it cannot be pasted as that, or there is nothing.
+    /// So many copies as quickly as a program can make them, each of which ends as the next takes its place.
+    pub fn copies(&self, count: u32) -> Result<()> {
+        let copy = if self.has_data_control() {
+            format!("echo copy $n | wl-copy -t {COPIES}")
+        } else {
+            format!("echo copy $n | xclip -in -selection clipboard -t {COPIES}")
+        };
+        let script = format!("n=0; while [ $n -lt {count} ]; do n=$((n + 1)); {copy}; done >/dev/null 2>&1");
+        ensure!(self.command("sh").args(["-c", &script]).status()?.success(), "the copies were not made");
+        Ok(())
+    }
+
+    /// Pastes with wl-paste or xclip; `None` where it cannot be pasted as that, or there is nothing.
     pub fn paste(&self, kind: &str, options: &[&str]) -> Result<Option<Vec<u8>>> {
-        let output = self.command("wl-paste").args(["-n", "-t", kind]).args(options).output()?;
+        let output = if self.has_data_control() {
+            self.command("wl-paste").args(["-n", "-t", kind]).args(options).output()?
+        } else {
+            self.command("xclip").args(["-out", "-t", kind, "-selection", selection(options)]).output()?
+        };
         if output.status.code() == Some(124) {
-            bail!("wl-paste waited for {} s", PATIENCE.as_secs());
+            bail!("The paste took longer than {} s", PATIENCE.as_secs());
         }
         Ok(output.status.success().then_some(output.stdout))
     }
 
-    /// The types that wl-paste sees.
+    /// The types that such a program sees.
     pub fn types(&self, options: &[&str]) -> Result<Vec<String>> {
-        let output = self.command("wl-paste").arg("-l").args(options).output()?;
+        let output = if self.has_data_control() {
+            self.command("wl-paste").arg("-l").args(options).output()?
+        } else {
+            self.command("xclip")
+                .args(["-out", "-t", "TARGETS", "-selection", selection(options)])
+                .output()?
+        };
         Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
     }
 
@@ -55,6 +82,11 @@ impl Compositor {
             None => "nothing could be pasted".to_owned(),
         })
     }
+}
+
+/// The selection that wl-clipboard's options name, in xclip's words.
+fn selection(options: &[&str]) -> &'static str {
+    if options.contains(&"-p") { "primary" } else { "clipboard" }
 }
 
 /// A program that offers what it copied. Dropping it ends it.
@@ -81,13 +113,38 @@ impl Drop for Copied {
     }
 }
 
-/// The desktop's helper, beside a daemon.
+/// The desktop's helper, beside a daemon, as the user that the test runs as.
 pub fn helper(guest: &Beside, desktop: &Compositor) -> Result<Process> {
+    start_helper(guest, desktop, &[])
+}
+
+/// The desktop's helper with its user's own rights, which only root can give it.
+pub fn helper_of(guest: &Beside, desktop: &Compositor) -> Result<Process> {
+    let user = desktop.user();
+    // The daemon's socket is everybody's; where it is in a test is not yet.
+    for directory in [guest.directory().to_owned(), guest.directory().join("run")] {
+        fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    }
+    let (uid, gid) = (format!("--reuid={user}"), format!("--regid={user}"));
+    start_helper(guest, desktop, &["setpriv", &uid, &gid, "--clear-groups", "--pdeathsig=KILL"])
+}
+
+fn start_helper(guest: &Beside, desktop: &Compositor, through: &[&str]) -> Result<Process> {
     let program = Lab::program("hospes-desktop")?;
     let mut words = vec!["-i".to_owned(), format!("XDG_RUNTIME_DIR={}", desktop.runtime().display())];
+    if desktop.kind() == Kind::X11 {
+        // As in the environment that a session of X gives its manager.
+        words.extend(desktop.environment().into_iter().map(|(name, value)| format!("{name}={value}")));
+    }
+    words.extend(through.iter().map(|word| (*word).to_owned()));
     words.extend([program.display().to_string(), "--run".into()]);
     words.push(guest.directory().join("run").display().to_string());
-    spawn("env", &words, guest.directory(), &guest.directory().join("desktop.log"))
+    spawn(
+        "env",
+        &words,
+        guest.directory(),
+        &guest.directory().join(format!("desktop-{}.log", desktop.user())),
+    )
 }
 
 /// Bytes that are nowhere the same for long, the same each time.
