@@ -27,7 +27,7 @@ fn main() -> ExitCode {
 
 fn tell(story: &mut Story) -> Result<()> {
     let guest = story.must("A Debian 13 arm64 guest boots under QEMU", |_| {
-        Guest::boot(GuestSpec::new("demo").cold().ssh())
+        Guest::boot(GuestSpec::new("demo").cold().ssh().folders([]))
     })?;
     story.must("The guest gets the package by apt install, and the daemon runs", |say| {
         let package = Lab::package()?;
@@ -41,8 +41,9 @@ fn tell(story: &mut Story) -> Result<()> {
     })?;
     let mut host = Host::new()?;
     story.must("The host meets the guest over its vsock, and each pins the other's key", |say| {
-        say.typed(&format!("hospes add dev unix:{} --user dev", guest.vsock_path().display()));
-        host.add("dev", &guest)?;
+        let endpoint = format!("unix:{}", guest.vsock_path().display());
+        let control = guest.control_path().display().to_string();
+        say.run(&host, &["add", "dev", &endpoint, "--user", "dev", "--hv", &control])?.text()?;
         host.start_agent()?;
         say.run(&host, &["wait", "dev", "--timeout", "60s"])?.text()?;
         say.run(&host, &["list"])?.text().map(drop)
@@ -125,6 +126,41 @@ fn tell(story: &mut Story) -> Result<()> {
         );
         Ok(())
     });
+    story.step("share: a folder of this machine, in the running guest", |say| {
+        let notes = host.home().join("notes");
+        fs::create_dir(&notes)?;
+        fs::write(notes.join("todo"), "written on the host\n")?;
+        say.run(&host, &["share", "add", "dev", "notes"])?.text()?;
+        let there = ["exec", "dev", "--", "cat", "/mnt/hospes/notes/todo"];
+        ensure!(say.run(&host, &there)?.text()? == "written on the host\n", "the guest reads something else");
+        let write = "echo written in the guest >> /mnt/hospes/notes/todo";
+        say.run(&host, &["exec", "dev", "--", "sh", "-c", write])?.text()?;
+        say.typed("cat notes/todo");
+        let both = fs::read_to_string(notes.join("todo"))?;
+        say.printed(&both);
+        ensure!(both == "written on the host\nwritten in the guest\n", "the host reads something else");
+        Ok(())
+    });
+    story.step("share: what happens on the host wakes whoever watches in the guest", |say| {
+        guest.wait_until("pgrep -f 'share [r]eplay'", Duration::from_secs(120))?;
+        guest.put("/tmp/watch.pl", 0o755, WATCHER.as_bytes())?;
+        say.typed("hospes exec dev -- perl watch.pl /mnt/hospes/notes &");
+        let told = watched(&host, &host.home().join("notes"), say)?;
+        let expected = ["created new", "modified todo", "moved new", "moved here old", "deleted old"];
+        for event in expected {
+            ensure!(told.iter().any(|line| line == event), "nobody was told \"{event}\"");
+        }
+        Ok(())
+    });
+    story.step("share: gone from the guest, still here", |say| {
+        say.run(&host, &["share", "list", "dev"])?.text()?;
+        say.run(&host, &["share", "remove", "dev", "notes"])?.text()?;
+        guest.wait_until("! ls /mnt/hospes/notes 2>/dev/null", Duration::from_secs(20))?;
+        let ran = say.run(&host, &["exec", "dev", "--", "ls", "/mnt/hospes"])?.text()?;
+        ensure!(ran.is_empty(), "it is still there");
+        ensure!(host.home().join("notes/todo").exists(), "the host's own is gone");
+        Ok(())
+    });
     story.step("stop: a clean shutdown", |say| {
         say.run(&host, &["stop", "dev"])?.text()?;
         guest.wait_power_off()?;
@@ -151,6 +187,67 @@ while (my $client = $server->accept) {
     close $client;
 }
 "#;
+
+/// Says every inotify event of a directory, a line each, for a minute at the most.
+const WATCHER: &str = r#"
+my %names = (2 => "modified", 0x40 => "moved", 0x80 => "moved here", 0x100 => "created", 0x200 => "deleted");
+alarm 60;
+my ($fd, $path) = (syscall(26, 0), "$ARGV[0]\0");
+syscall(27, $fd, $path, 0x3c2) >= 0 or die $!;
+open(my $in, "<&=", $fd) or die $!;
+$| = 1;
+print "ready\n";
+while (sysread($in, my $bytes, 65536)) {
+    while (length $bytes) {
+        my ($wd, $mask, $cookie, $len) = unpack("iIII", $bytes);
+        print "$names{$mask} ", unpack("Z*", substr($bytes, 16, $len)), "\n";
+        substr($bytes, 0, 16 + $len) = "";
+    }
+}
+"#;
+
+/// Watches in the guest what is done to a folder here; returns what was told.
+fn watched(host: &Host, folder: &Path, say: &Say) -> Result<Vec<String>> {
+    let words = ["exec", "dev", "--", "perl", "/tmp/watch.pl", "/mnt/hospes/notes"];
+    let mut watcher = host.command(&words).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let said = watcher.stdout.take().context("stdout is a pipe")?;
+    let told = act_and_hear(BufReader::new(said).lines(), folder, say);
+    let _ = watcher.kill();
+    let _ = watcher.wait();
+    told
+}
+
+fn act_and_hear(
+    mut lines: impl Iterator<Item = std::io::Result<String>>,
+    folder: &Path,
+    say: &Say,
+) -> Result<Vec<String>> {
+    let mut told = Vec::new();
+    let mut hear = |last: &str| -> Result<()> {
+        loop {
+            let line = lines.next().with_context(|| format!("\"{last}\" was not told within a minute"))??;
+            say.printed(&line);
+            told.push(line);
+            if told.last().is_some_and(|line| line == last) {
+                return Ok(());
+            }
+        }
+    };
+    hear("ready")?;
+    say.typed("touch notes/new");
+    fs::write(folder.join("new"), "")?;
+    hear("created new")?;
+    say.typed("echo something else > notes/todo");
+    fs::write(folder.join("todo"), "something else\n")?;
+    hear("modified todo")?;
+    say.typed("mv notes/new notes/old");
+    fs::rename(folder.join("new"), folder.join("old"))?;
+    hear("moved here old")?;
+    say.typed("rm notes/old");
+    fs::remove_file(folder.join("old"))?;
+    hear("deleted old")?;
+    Ok(told)
+}
 
 fn tree_hash(directory: &Path) -> Result<String> {
     let output = Command::new("sh").arg("-c").arg(HASH_TREE).current_dir(directory).output()?;
