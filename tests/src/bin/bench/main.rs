@@ -1,7 +1,7 @@
 //! `make bench`: what Hospes costs, beside its peers and the floor, in the same guest and the same run.
 //!
 //! ```text
-//! bench [AREA …]     exec, bytes, files, cost, vsock, share; all without
+//! bench [AREA …]     exec, bytes, files, cost, vsock, share, notify; all without
 //! ```
 //! Measurements of one row are interleaved, so that a machine whose speed drifts slows all of them alike; a figure is a
 //! median, and a bar is held against ratios of the same run. `target/bench.json` is a list of rows, `{area, metric, unit,
@@ -12,6 +12,7 @@ mod bytes;
 mod cost;
 mod exec;
 mod files;
+mod notify;
 mod rig;
 mod row;
 mod share;
@@ -41,6 +42,7 @@ const AREAS: &[Area] = &[
     ("cost", Measure::Rig(cost::measure)),
     ("vsock", Measure::Alone(vsock::measure)),
     ("share", Measure::Alone(share::measure)),
+    ("notify", Measure::Alone(notify::measure)),
 ];
 
 fn main() -> ExitCode {
