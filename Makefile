@@ -1,7 +1,7 @@
 # Hospes: every target does its own set-up on a fresh Debian 12 machine, as root or with sudo, and says what it does.
 
 .NOTPARALLEL:
-.PHONY: help setup lab desktops build guest floor package packages test test-crates test-guest demo bench check fuzz torture test-vsock test-share suites guest-shell clean-lab
+.PHONY: help setup lab desktops build guest floor package packages test test-crates test-guest demo bench check fuzz torture test-vsock test-time test-share suites guest-shell clean-lab
 
 # One clock for the whole run: every line of progress tells the time since it began.
 ifndef HOSPES_STARTED
@@ -19,6 +19,7 @@ help:
 	@echo 'make fuzz      every decoder, coverage-guided'
 	@echo 'make test-vsock  the kernel'\''s own test of vsock, between two guests'
 	@echo 'make test-share  pjdfstest, fsx, git, sqlite, a build and stress-ng on a shared folder (half an hour)'
+	@echo 'make test-time   the guest'\''s clock after 22 pauses for each time service (20 minutes)'
 	@echo 'make torture   200 random kills under running commands and copies'
 	@echo
 	@echo 'make setup     packages, a Rust toolchain where none is there, and what builds for the guest'
@@ -101,6 +102,10 @@ test-share: setup lab suites build
 	@$(env) sh tests/lab/peers.sh virtiofsd >/dev/null; \
 	say 'Trying shared folders, beside both of Debian'\''s virtiofsd'; \
 	cargo run --quiet --locked -p integration-tests --bin share_suites
+
+test-time: setup lab build floor package
+	@$(env) say "Pausing a guest, for each time service"; \
+	PAUSES=all cargo test --locked -p integration-tests --test time -- --nocapture
 
 torture: setup lab build package
 	@$(env) say 'Killing at random'; \

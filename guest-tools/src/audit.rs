@@ -35,6 +35,11 @@ pub fn noted(host: &PublicKey, what: &str) {
     tracing::info!(target: "audit", outcome = "noted", host = %host, "Host {host} {what}");
 }
 
+/// Writes that the clock was set, and why.
+pub fn clock(host: &PublicKey, text: &str) {
+    tracing::info!(target: "audit", outcome = "allowed", host = %host, verb = "time", "{text}, by {host}");
+}
+
 /// Refusals, as many as a log can bear.
 #[derive(Debug)]
 pub struct Refusals {

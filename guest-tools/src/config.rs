@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hospes_protocol::limits::{HANDSHAKES, SESSIONS};
+use hospes_protocol::time::Setting;
 use hospes_protocol::version::Capabilities;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -35,6 +36,8 @@ pub struct Config {
     pub limits: Limits,
     /// What happens around a shutdown.
     pub power: Power,
+    /// What is done about the clock.
+    pub time: Time,
     /// Which way the clipboard is shared.
     pub clipboard: Clipboard,
 }
@@ -119,6 +122,42 @@ pub struct Limits {
 pub struct Power {
     /// Seconds that each script may take, 1 to 3600.
     pub script_timeout: usize,
+}
+
+/// What is done about the clock, where the verb is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Time {
+    /// How much of it.
+    pub mode: TimeMode,
+}
+
+/// How much is done about the clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimeMode {
+    /// Nothing.
+    Off,
+    /// It is set once in a boot, and when a host asks.
+    Once,
+    /// What a pause, a sleep or a restore tore is mended.
+    StepOnly,
+    /// And where no time service runs, it is kept right; chrony is fed.
+    #[default]
+    Full,
+}
+
+impl TimeMode {
+    /// As the wire has it.
+    #[must_use]
+    pub const fn setting(self) -> Setting {
+        match self {
+            Self::Off => Setting::OFF,
+            Self::Once => Setting::ONCE,
+            Self::StepOnly => Setting::STEP_ONLY,
+            Self::Full => Setting::FULL,
+        }
+    }
 }
 
 /// Which way the clipboard is shared, where the verb is allowed.

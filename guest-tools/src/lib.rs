@@ -21,6 +21,7 @@ pub mod logging;
 pub mod paths;
 pub mod power;
 pub mod session;
+pub mod time;
 pub mod tools;
 pub mod trust;
 pub mod variable;

@@ -329,7 +329,7 @@ fn log(folder: &str, report: &ScriptReport) {
 }
 
 /// An answer of the bus that comes in time.
-async fn in_time<T>(answer: impl Future<Output = zbus::Result<T>>) -> zbus::Result<T> {
+pub(crate) async fn in_time<T>(answer: impl Future<Output = zbus::Result<T>>) -> zbus::Result<T> {
     let late = || zbus::Error::Failure(format!("no answer within {} s", BUS.as_secs()));
     tokio::time::timeout(BUS, answer).await.unwrap_or_else(|_| Err(late()))
 }

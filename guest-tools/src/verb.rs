@@ -14,6 +14,7 @@ use hospes_protocol::file::FileRequest;
 use hospes_protocol::forward::{Accept, Connect, Listen};
 use hospes_protocol::frame::FrameId;
 use hospes_protocol::process::{Kill, Ps, Target};
+use hospes_protocol::time::Time;
 use hospes_protocol::version::Capabilities;
 
 macro_rules! verbs {
@@ -66,6 +67,8 @@ verbs! {
     Power = "power", Capabilities::POWER;
     /// Read the guest's information and be told when it changes.
     Info = "info", Capabilities::INFO;
+    /// Set the clock by the host's.
+    Time = "time", Capabilities::TIME;
     /// Share the active desktop's clipboard, either way.
     Clipboard = "clipboard", Capabilities::CLIPBOARD;
 }
@@ -86,6 +89,7 @@ impl Verb {
             FrameId::COPY_PUSH | FrameId::COPY_PULL | FrameId::COPY_RESUME => Some(Self::Copy),
             FrameId::PS => Some(Self::Ps),
             FrameId::KILL => Some(Self::Kill),
+            FrameId::TIME => Some(Self::Time),
             FrameId::FILE => Some(Self::File),
             FrameId::CLIPBOARD
             | FrameId::CLIPBOARD_FETCH
@@ -230,6 +234,10 @@ impl Request {
                     }
                 };
                 Ok(Self { user: String::new(), subject: subject.into_bytes() })
+            }
+            Verb::Time => {
+                let Time { occasion } = codec::decode(payload).map_err(wire)?;
+                Ok(Self { user: "root".into(), subject: occasion.words().as_bytes().to_vec() })
             }
             Verb::Info | Verb::Variables | Verb::Power => {
                 Err(WireError::protocol(format!("{verb} is asked for with a REQUEST")))

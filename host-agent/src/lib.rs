@@ -22,6 +22,7 @@
 //! * [`exec`]: drives a command with our own terminal or pipes.
 //! * [`clipboard`]: a guest's clipboard, for scripts; the agent shares this machine's own.
 //! * [`mod@file`], [`forward`]: file verbs, and carried connections.
+//! * [`time`]: what the host says when a guest asks for the time.
 //! * [`agent`]: the long-running part, and how commands ask it.
 //! * [`cli`]: the `hospes` command, one file for each verb.
 
@@ -48,5 +49,6 @@ pub mod signal;
 pub mod stdio;
 pub mod sys;
 pub mod terminal;
+pub mod time;
 pub mod ui;
 pub mod vm;

@@ -234,7 +234,13 @@ mod tests {
     fn vm(name: &str, endpoint: &str) -> Vm {
         Vm {
             name: name.parse().unwrap(),
-            spec: VmSpec { endpoint: endpoint.parse().unwrap(), user: None, hv: None, clipboard: false },
+            spec: VmSpec {
+                endpoint: endpoint.parse().unwrap(),
+                user: None,
+                hv: None,
+                qmp: None,
+                clipboard: false,
+            },
         }
     }
 

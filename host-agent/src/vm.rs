@@ -87,6 +87,9 @@ pub struct VmSpec {
     /// The control socket of the VM's device on this machine, where it has one of ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hv: Option<std::path::PathBuf>,
+    /// The VMM's own socket for machines (QMP), where the agent is to be told of what it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qmp: Option<std::path::PathBuf>,
     /// Whether the agent shares this machine's clipboard with the guest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub clipboard: bool,

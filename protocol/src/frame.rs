@@ -119,6 +119,15 @@ open_enum! {
         /// Host to guest: [`Refuse`](crate::forward::Refuse).
         FORWARD_REFUSE = 0x0606,
 
+        /// Host to guest: [`Time`](crate::time::Time).
+        TIME = 0x0700,
+        /// Guest to host: [`Probe`](crate::time::Probe).
+        TIME_PROBE = 0x0701,
+        /// Host to guest: [`Stamp`](crate::time::Stamp).
+        TIME_STAMP = 0x0702,
+        /// Guest to host: [`Report`](crate::time::Report).
+        TIME_REPORT = 0x0703,
+
         /// Host to guest: [`Share`](crate::clipboard::Share).
         CLIPBOARD = 0x0a00,
         /// Guest to host: [`Ready`](crate::clipboard::Ready).
@@ -162,6 +171,9 @@ impl FrameId {
             | Self::EXEC_RESIZE
             | Self::COPY_POSITION
             | Self::COPY_DONE
+            | Self::TIME
+            | Self::TIME_PROBE
+            | Self::TIME_STAMP
             | Self::CLIPBOARD
             | Self::CLIPBOARD_FEED
             | Self::CLIPBOARD_TAKEN => 64,

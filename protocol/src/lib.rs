@@ -67,6 +67,7 @@
 //! | info, events | [`control`], [`info`] | the daemon |
 //! | var | [`control`], [`variable`] | the daemon |
 //! | stop, reboot, suspend | [`control`], [`power`] | the daemon |
+//! | time | [`time`] | the daemon |
 //!
 //! # Errors
 //!
@@ -117,7 +118,9 @@ pub mod keys;
 pub mod limits;
 pub mod power;
 pub mod process;
+pub mod qga;
 pub mod stream;
 pub mod ticket;
+pub mod time;
 pub mod variable;
 pub mod version;

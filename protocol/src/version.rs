@@ -46,6 +46,8 @@ impl Capabilities {
     pub const POWER: Self = Self(1 << 5);
     /// Guest information and its live events.
     pub const INFO: Self = Self(1 << 6);
+    /// The guest's clock, set by the host's.
+    pub const TIME: Self = Self(1 << 7);
     /// The clipboard of the desktop.
     pub const CLIPBOARD: Self = Self(1 << 10);
     /// The screens of the desktop.

@@ -57,13 +57,14 @@ fn ids_of_one_feature_share_their_high_byte_and_no_other_has_it() {
             features.entry(id.0 >> 8).or_default().insert(name.split('_').next().unwrap());
         }
     }
-    let expected: [(u16, &[&str]); 8] = [
+    let expected: [(u16, &[&str]); 9] = [
         (1, &["EXEC"]),
         (2, &["KILL", "KILLED", "PROCESSES", "PS"]),
         (3, &["CONTROL", "EVENT", "REPLY", "REQUEST"]),
         (4, &["COPY"]),
         (5, &["FILE"]),
         (6, &["FORWARD"]),
+        (7, &["TIME"]),
         (10, &["CLIPBOARD"]),
         (11, &["DISPLAY"]),
     ];

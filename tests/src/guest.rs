@@ -219,6 +219,8 @@ impl Guest {
         }
 
         let mut words = machine_words(&lab, spec.cpus, spec.memory_mib);
+        // A second monitor, for the agent: QEMU serves one program at each.
+        words.extend(["-qmp".to_owned(), "unix:agent.qmp,server=on,wait=off".to_owned()]);
         if let Some(frozen) = &frozen {
             words.extend(disk_words(&frozen.disk(), false));
             words.extend(frozen.incoming_words(&path)?);
@@ -303,6 +305,11 @@ impl Guest {
     /// The host's end of the guest's vsock: what follows `unix:` in an endpoint.
     pub fn vsock_path(&self) -> PathBuf {
         self.directory.socket("vm.vsock")
+    }
+
+    /// QEMU's monitor for the agent: what follows `--qmp`.
+    pub fn qmp_path(&self) -> PathBuf {
+        self.directory.socket("agent.qmp")
     }
 
     /// The address on vsock.

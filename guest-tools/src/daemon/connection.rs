@@ -126,6 +126,12 @@ pub(super) async fn serve(daemon: &Arc<Daemon>, stream: Stream, peer: Peer, plac
                 Err(error) => error,
             }
         }
+        Ok(Purpose::Operation { verb: Verb::Time, payload, host, .. }) => {
+            match super::time::serve(daemon, &stream, buffer, &mut due, &payload, host.key).await {
+                Ok(()) => return,
+                Err(error) => error,
+            }
+        }
         Ok(Purpose::Operation { verb, id, payload, host }) => {
             let mut handoff = Handoff {
                 request_id: id.0,

@@ -15,6 +15,8 @@ mod control;
 pub mod desktop;
 mod sessions;
 pub(crate) mod systemd;
+mod time;
+mod wake;
 
 use std::io;
 use std::path::PathBuf;
@@ -29,11 +31,12 @@ use hospes_protocol::power::Power;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot, watch as channel};
-use tokio::time;
+use tokio::time as timer;
 
 use self::desktop::{Desktops, Seat};
 use self::sessions::Sessions;
 use self::status::{State, Status, Trusted};
+use self::time::Times;
 use self::transport::{Address, Listener, Peer, Stream, is_passing};
 use self::worker::{Starter, Workers};
 use crate::audit::Refusals;
@@ -134,6 +137,7 @@ pub struct Daemon {
     variables: Mutex<Variables>,
     powers: Powers,
     desktops: Desktops,
+    times: Times,
 }
 
 #[derive(Debug)]
@@ -234,6 +238,7 @@ async fn serve(options: Options) -> Result<(), DaemonError> {
         Ok(listener) => drop(tokio::spawn(desktop::serve(Arc::clone(&daemon), listener))),
         Err(error) => tracing::error!("No desktop can share its clipboard: {error}"),
     }
+    tokio::spawn(wake::follow(Arc::clone(&daemon)));
     let started = Arc::clone(&daemon);
     tokio::spawn(async move {
         let timeout = started.config().power.timeout();
@@ -257,7 +262,7 @@ async fn accept(daemon: &Arc<Daemon>, listener: &Listener) {
             Err(error) if is_passing(&error) => {}
             Err(error) => {
                 tracing::error!("Cannot take a connection: {error}");
-                time::sleep(EXHAUSTED).await;
+                timer::sleep(EXHAUSTED).await;
             }
         }
     }
@@ -291,6 +296,8 @@ impl Daemon {
             variables: Mutex::new(Variables::load(&options.paths.run)),
             powers: Powers::new(options.power.clone(), options.paths.etc.clone(), options.paths.run.clone()),
             desktops: Desktops::new(options.seat.clone()),
+            // A daemon beside another system than its own leaves that one's clock alone.
+            times: Times::new(options.power == Manner::Machine, &options.paths.run),
             identity,
             options,
         })
@@ -337,13 +344,13 @@ impl Daemon {
         let (sent, told) = oneshot::channel();
         let _ = answer.send(PowerAnswer { reply, sent });
         let Some(going) = going else { return };
-        let _ = time::timeout(GOOD_BYE, told).await;
+        let _ = timer::timeout(GOOD_BYE, told).await;
         let word = going.word;
         self.stopping.send_replace(word);
         if word == "suspend" {
-            let _ = time::timeout(LAST_WORD, std::future::pending::<()>()).await;
+            let _ = timer::timeout(LAST_WORD, std::future::pending::<()>()).await;
         } else {
-            let _ = time::timeout(GOOD_BYE, self.stopping.closed()).await;
+            let _ = timer::timeout(GOOD_BYE, self.stopping.closed()).await;
         }
         let awake = going.follow(&self.powers, timeout).await;
         if word == "suspend" {
@@ -435,7 +442,7 @@ impl Daemon {
             }
             silent
         });
-        let _ = time::timeout(GOOD_BYE, self.stopping.closed()).await;
+        let _ = timer::timeout(GOOD_BYE, self.stopping.closed()).await;
         let mut status = self.status();
         status.state = State::Stopped;
         status.detail = "It was told to stop".into();

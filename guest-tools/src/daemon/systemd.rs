@@ -4,12 +4,14 @@
 use serde::{Deserialize, Serialize};
 use zbus::message::Flags;
 use zbus::wire::{DynamicType, Type};
-use zbus::{Connection, Message, MessageStream, OwnedObjectPath, OwnedVariant, connection};
+use zbus::{Connection, Message, MessageStream, OwnedObjectPath, OwnedVariant, Variant, connection};
 
 const PRIVATE: &str = "/run/systemd/private";
 const DESTINATION: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+/// How long a command that is run to its end may take, in microseconds.
+const RUN_US: u64 = 20_000_000;
 
 /// Why a unit was not started.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +95,33 @@ pub(crate) async fn ask_privately(unit: &str) -> zbus::Result<()> {
         .with_flags(Flags::NO_REPLY_EXPECTED)
         .build(&(unit, "replace"))?;
     connection.send(&call).await
+}
+
+/// Runs a command as a unit of its own, which has nothing of the daemon's restrictions, and waits for its end.
+///
+/// # Errors
+/// What went wrong, in words for the journal.
+pub(crate) async fn run_to_its_end(unit: &str, description: &str, argv: &[&str]) -> Result<(), String> {
+    let attempt = async {
+        let manager = Manager::connect().await.map_err(UnitError::Unreachable)?;
+        let mut jobs = manager.jobs().await.map_err(UnitError::Unreachable)?;
+        let declined = |source| UnitError::Declined { unit: unit.into(), source };
+        let command = vec![(argv.first().copied().unwrap_or_default(), argv.to_vec(), false)];
+        let properties: Vec<(&str, Variant<'_>)> = vec![
+            ("Description", Variant::from(description)),
+            ("Type", Variant::from("oneshot")),
+            ("ExecStart", Variant::from(command)),
+            ("TimeoutStartUSec", Variant::from(RUN_US)),
+            ("CollectMode", Variant::from("inactive-or-failed")),
+        ];
+        let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
+        let body = (unit, "replace", properties, auxiliary);
+        let reply = manager.call("StartTransientUnit", &body).await.map_err(declined)?;
+        let job: OwnedObjectPath = reply.body().deserialize().map_err(declined)?;
+        let result = jobs.result(&job).await.ok_or_else(|| UnitError::Left { unit: unit.into() })?;
+        if result == "done" { Ok(()) } else { Err(UnitError::Job { unit: unit.into(), result }) }
+    };
+    attempt.await.map_err(|error| error.to_string())
 }
 
 /// A connection to systemd.

@@ -216,6 +216,17 @@ pub enum What {
     },
     /// The guest came back from suspend.
     Resumed,
+    /// The machine was paused.
+    Paused,
+    /// The machine goes on.
+    Unpaused,
+    /// The guest's clock was set by this machine's.
+    ClockSet {
+        /// By so many nanoseconds.
+        by_ns: i64,
+        /// Why it was looked at.
+        why: String,
+    },
     /// A variable of the guest's changed or went.
     Variable {
         /// Its name.

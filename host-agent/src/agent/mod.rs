@@ -17,10 +17,12 @@ pub mod announce;
 pub mod ask;
 pub mod clipboard;
 mod folders;
+mod qmp;
 pub mod serve;
 pub mod session;
 pub mod socket;
 pub mod state;
+mod time;
 
 use std::io;
 use std::path::PathBuf;
@@ -89,6 +91,7 @@ async fn serve_all(socket: socket::AgentSocket, announce: Vec<Endpoint>) -> Resu
     agent.log(None, format_args!("hospes agent {} serves", env!("CARGO_PKG_VERSION")));
     agent.reload();
     tokio::task::spawn_local(announce::vsock(Rc::clone(&agent)));
+    tokio::task::spawn_local(time::follow_this_machine(Rc::clone(&agent)));
     for endpoint in announce {
         tokio::task::spawn_local(announce::unix(Rc::clone(&agent), endpoint));
     }

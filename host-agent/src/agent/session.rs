@@ -25,6 +25,7 @@ use crate::agent::ask::{State, Told, What};
 use crate::agent::clipboard;
 use crate::agent::folders;
 use crate::agent::state::{Agent, SessionAsk};
+use crate::agent::time;
 use crate::cli::list::state_of;
 use crate::client::{Client, ClientError};
 use crate::connection::Connection;
@@ -85,6 +86,7 @@ pub(crate) async fn run(agent: Rc<Agent>, vm: Vm, wake: Rc<Notify>) {
                         Err(error) => error.into(),
                     }
                 };
+                let told = time::keep(Rc::clone(&agent), vm.clone());
                 let tell = async {
                     if vm.spec.hv.is_some() {
                         folders::watch(Rc::clone(&agent), vm.name.clone()).await;
@@ -94,6 +96,7 @@ pub(crate) async fn run(agent: Rc<Agent>, vm: Vm, wake: Rc<Notify>) {
                 let error = tokio::select! {
                     error = serve => error,
                     () = tell => continue,
+                    () = told => continue,
                 };
                 let told = Told { message: error.to_string(), hint: None };
                 agent.disconnected(&vm.name, State::Unreachable, told);

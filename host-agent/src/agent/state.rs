@@ -2,6 +2,7 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
@@ -10,12 +11,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use hospes_protocol::info::Info;
 use hospes_protocol::ticket::Issuer;
+use hospes_protocol::time::Occasion;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::agent::ask::{Announced, Event, IssuedTicket, Listing, LogLine, State, Told, VmStatus, What};
 use crate::agent::clipboard::Sharing;
-use crate::agent::{AgentError, announce, session};
+use crate::agent::{AgentError, announce, qmp, session};
 use crate::endpoint::Endpoint;
 use crate::pins::Pins;
 use crate::printable;
@@ -54,6 +56,10 @@ struct Entry {
     issuer: Option<Issuer>,
     /// Wakes the session to try now.
     wake: Rc<Notify>,
+    /// Wakes who listens to QEMU.
+    heard: Rc<Notify>,
+    /// Names occasions to look at the guest's clock, while connected.
+    clock: Option<mpsc::UnboundedSender<Occasion>>,
     /// Asks the session, while connected.
     asks: Option<mpsc::UnboundedSender<SessionAsk>>,
     tasks: Vec<AbortHandle>,
@@ -141,6 +147,11 @@ impl Agent {
             tokio::task::spawn_local(session::run(Rc::clone(self), vm.clone(), Rc::clone(&wake)))
                 .abort_handle(),
         ];
+        let heard = Rc::new(Notify::new());
+        if let Some(path) = vm.spec.qmp.clone() {
+            let task = qmp::follow(Rc::clone(self), vm.name.clone(), path, Rc::clone(&heard));
+            tasks.push(tokio::task::spawn_local(task).abort_handle());
+        }
         if matches!(endpoint, Endpoint::Unix(_)) {
             let task = announce::unix(Rc::clone(self), endpoint.clone());
             tasks.push(tokio::task::spawn_local(task).abort_handle());
@@ -154,7 +165,7 @@ impl Agent {
             fingerprint: None,
             info: None,
         };
-        let entry = Entry { status, vm: Some(vm), issuer: None, wake, asks: None, tasks };
+        let entry = Entry { status, vm: Some(vm), issuer: None, wake, heard, clock: None, asks: None, tasks };
         self.vms.borrow_mut().insert(name.clone(), entry);
         self.log(Some(&name), format_args!("at {endpoint}"));
         self.tell(Some(&name), What::Added { endpoint });
@@ -170,8 +181,16 @@ impl Agent {
             fingerprint: None,
             info: None,
         };
-        let entry =
-            Entry { status, vm: None, issuer: None, wake: Rc::default(), asks: None, tasks: Vec::new() };
+        let entry = Entry {
+            status,
+            vm: None,
+            issuer: None,
+            wake: Rc::default(),
+            heard: Rc::default(),
+            clock: None,
+            asks: None,
+            tasks: Vec::new(),
+        };
         let before = self.vms.borrow_mut().insert(name.clone(), entry);
         if before.is_none_or(|before| before.status.error.as_ref() != Some(&error)) {
             self.log(Some(name), &error.message);
@@ -194,6 +213,7 @@ impl Agent {
             entry.status.fingerprint = Some(fingerprint.clone());
             entry.status.error = None;
             entry.status.set(State::Connected);
+            entry.heard.notify_one();
         });
         self.log(Some(vm), format_args!("connected, key {fingerprint}"));
         self.tell(Some(vm), What::Connected { fingerprint, first_use });
@@ -205,6 +225,7 @@ impl Agent {
         self.change(vm, |entry| {
             entry.issuer = None;
             entry.asks = None;
+            entry.clock = None;
             news = entry.status.state != state || entry.status.error.as_ref() != Some(&error);
             entry.status.error = Some(error.clone());
             if entry.status.state != state {
@@ -298,6 +319,22 @@ impl Agent {
         Some(receiver)
     }
 
+    /// A connection about the guest's clock stands; occasions go to it.
+    pub(crate) fn keeps_time(&self, vm: &VmName, clock: mpsc::UnboundedSender<Occasion>) {
+        self.change(vm, |entry| entry.clock = Some(clock));
+    }
+
+    /// There is an occasion to look at a VM's clock, or at every VM's.
+    pub(crate) fn occasion(&self, vm: Option<&VmName>, occasion: Occasion) {
+        let vms = self.vms.borrow();
+        for entry in vms.values().filter(|entry| vm.is_none_or(|vm| entry.status.name == *vm)) {
+            if let Some(clock) = &entry.clock {
+                // A connection that has ended a moment ago looks again when it is back.
+                let _ = clock.send(occasion);
+            }
+        }
+    }
+
     /// What `hospes list` shows.
     pub fn listing(&self) -> Listing {
         Listing {
@@ -368,6 +405,15 @@ pub(crate) async fn watch(agent: Rc<Agent>) -> io::Error {
             agent.reload();
         }
         let mut wake = Vec::new();
+        for entry in agent.vms.borrow().values() {
+            let path = entry.vm.as_ref().and_then(|vm| vm.spec.qmp.as_ref());
+            let is_there = |(dir, name): &(PathBuf, Option<OsString>)| {
+                name.as_ref().map(|name| dir.join(name)).as_ref() == path
+            };
+            if path.is_some() && changes.iter().any(is_there) {
+                wake.push(Rc::clone(&entry.heard));
+            }
+        }
         for entry in agent.vms.borrow().values().filter(|entry| entry.issuer.is_none()) {
             let path = entry.status.endpoint.as_ref().and_then(Endpoint::path);
             let pin = PathBuf::from(format!("{}.toml", entry.status.name));

@@ -33,6 +33,12 @@ pub struct Add {
     /// The control socket of the VM's device on this machine (host-hv fs --control): folders are shared through it
     #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
     hv: Option<PathBuf>,
+    /// QEMU's own monitor socket for programs (-qmp unix:PATH,server=on,wait=off)
+    ///
+    /// The agent is then told when the machine is paused, goes on or ends, and the guest's clock is right at once after
+    /// a pause. QEMU serves one program at such a socket at a time: give Hospes one of its own.
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
+    qmp: Option<PathBuf>,
     /// Change a VM that was added before
     #[arg(long)]
     replace: bool,
@@ -48,12 +54,15 @@ impl Verb for Add {
         let hv = self.hv.map(absolute).transpose();
         let hv =
             hv.map_err(|error| CommandError::io("Cannot resolve the path of the control socket", &error))?;
+        let qmp = self.qmp.map(absolute).transpose();
+        let qmp =
+            qmp.map_err(|error| CommandError::io("Cannot resolve the path of QEMU's monitor", &error))?;
         let registry = Registry::open()?;
         let old = registry.load(&name).ok();
         let moved = old.as_ref().is_some_and(|old| old.spec.endpoint != endpoint);
         // Another guest under the same name is not shown what is copied here until somebody says so.
         let clipboard = old.is_some_and(|old| old.spec.clipboard) && !moved;
-        let spec = VmSpec { endpoint, user: self.user, hv, clipboard };
+        let spec = VmSpec { endpoint, user: self.user, hv, qmp, clipboard };
         registry.save(&Vm { name: name.clone(), spec }, self.replace)?;
         if moved {
             // Another endpoint is another guest until it shows the contrary.

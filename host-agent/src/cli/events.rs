@@ -6,6 +6,7 @@ use crate::agent::ask::{Answer, Ask, Event, Question, What};
 use crate::cli::{Verb, VmPlace};
 use crate::command_error::CommandError;
 use crate::printable;
+use crate::time;
 use crate::ui;
 use crate::vm::VmName;
 
@@ -13,7 +14,8 @@ use crate::vm::VmName;
 ///
 /// With --json, an object on a line for each event: {"at_ms", "vm", "event", …}. "event" is added {"endpoint"},
 /// removed, connected {"fingerprint", "first_use"}, disconnected and refused {"error": {"message", "hint"}}, info
-/// {"info", as hospes info shows it}, stopping {"why"}, resumed, variable {"name"}, announced {"guest": {"endpoint",
+/// {"info", as hospes info shows it}, stopping {"why"}, resumed, paused, unpaused, clock_set {"by_ns",
+/// "why"}, variable {"name"}, announced {"guest": {"endpoint",
 /// "hostname", "fingerprint", "at"}} or missed {"count"}. "vm" is null where the event is about none; programs pass
 /// over events they do not know.
 ///
@@ -77,6 +79,9 @@ fn text(event: &Event) -> String {
         }
         What::Missed { count } => format!("{count} events were missed"),
         What::Resumed => "resumed".to_owned(),
+        What::Paused => "paused".to_owned(),
+        What::Unpaused => "unpaused".to_owned(),
+        What::ClockSet { by_ns, why } => format!("clock set by {}: {}", time::words(*by_ns), clean(why)),
         What::Variable { name } => format!("variable {} changed", clean(name)),
         What::Stopping { why } => format!("stopping: {}", clean(why)),
         What::Announced { guest } => {

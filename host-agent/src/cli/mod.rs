@@ -44,6 +44,7 @@ pub mod share;
 pub mod shell;
 pub mod ssh_config;
 pub mod target;
+pub mod time;
 pub mod var;
 pub mod wait;
 
@@ -105,6 +106,7 @@ pub const VERBS: &[Entry] = &[
     entry::<power::Stop>(),
     entry::<power::Reboot>(),
     entry::<power::Suspend>(),
+    entry::<time::Time>(),
     entry::<file::File>(),
     entry::<forward::Forward>(),
     entry::<connect::Connect>(),

@@ -190,7 +190,7 @@ mod tests {
 
     fn vm(user: Option<&str>) -> Vm {
         let (endpoint, user) = ("vsock:7".parse().unwrap(), user.map(str::to_owned));
-        let spec = VmSpec { endpoint, user, hv: None, clipboard: false };
+        let spec = VmSpec { endpoint, user, hv: None, qmp: None, clipboard: false };
         Vm { name: "dev".parse().unwrap(), spec }
     }
 

@@ -6,6 +6,7 @@ pub mod pipe;
 pub mod readiness;
 pub mod signals;
 pub mod vsock;
+pub mod wake;
 pub mod watch;
 
 use nix::sys::socket::MsgFlags;

@@ -8,6 +8,7 @@ mod connection;
 mod exec;
 mod forward;
 mod input;
+mod qga;
 #[path = "../../tests/wire/recode.rs"]
 mod recode;
 
@@ -15,6 +16,7 @@ pub use clipboard::clipboard;
 pub use connection::{archive, control_number, frame, handshake_guest, handshake_host, messages, ticket};
 pub use exec::{exec_guest, exec_host, exec_pair};
 pub use forward::forward;
+pub use qga::qga;
 
 /// A target: its input goes in, and it panics where something is wrong.
 pub type Target = fn(&[u8]);
@@ -32,5 +34,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("handshake_guest", handshake_guest),
     ("handshake_host", handshake_host),
     ("messages", messages),
+    ("qga", qga),
     ("ticket", ticket),
 ];

@@ -3,7 +3,7 @@
 use hospes_protocol::codec::{self, CodecError};
 use hospes_protocol::frame::FrameId;
 use hospes_protocol::{
-    clipboard, control, copy, display, error, exec, file, forward, handshake, process, ticket,
+    clipboard, control, copy, display, error, exec, file, forward, handshake, process, ticket, time,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -52,6 +52,10 @@ pub(crate) fn recode(id: FrameId, payload: &[u8]) -> Option<Result<Vec<u8>, Code
         FrameId::FORWARD_LISTENING => message::<forward::Listening>,
         FrameId::FORWARD_INCOMING => message::<forward::Incoming>,
         FrameId::FORWARD_REFUSE => message::<forward::Refuse>,
+        FrameId::TIME => message::<time::Time>,
+        FrameId::TIME_PROBE => message::<time::Probe>,
+        FrameId::TIME_STAMP => message::<time::Stamp>,
+        FrameId::TIME_REPORT => message::<time::Report>,
         FrameId::CLIPBOARD => message::<clipboard::Share>,
         FrameId::CLIPBOARD_READY => message::<clipboard::Ready>,
         FrameId::CLIPBOARD_OFFER => message::<clipboard::Offer>,

@@ -103,6 +103,7 @@ enum Operation {
     /// Requests by number that are not answered yet.
     Control(BTreeSet<u64>),
     Listen,
+    Time,
 }
 
 impl End {
@@ -186,6 +187,10 @@ impl End {
                 | FrameId::COPY_POSITION
                 | FrameId::COPY_PROBLEM
                 | FrameId::COPY_DONE
+                | FrameId::TIME
+                | FrameId::TIME_PROBE
+                | FrameId::TIME_STAMP
+                | FrameId::TIME_REPORT
                 | FrameId::CLIPBOARD_OFFER
                 | FrameId::CLIPBOARD_WANT
                 | FrameId::CLIPBOARD_DECLINE,
@@ -259,6 +264,7 @@ impl End {
                 }
             }
             (FrameId::FORWARD_LISTEN, Operation::None) => Operation::Listen,
+            (FrameId::TIME, Operation::None) => Operation::Time,
             (FrameId::CLIPBOARD, Operation::None) if host => Operation::Clipboard(clipboard::Channel::host()),
             (FrameId::CLIPBOARD, Operation::None) => Operation::Opening(Vec::new()),
             (
@@ -447,7 +453,7 @@ impl End {
                 frame::put_raw(frame.id, frame.channel, frame.payload, &mut wire);
                 waiting.extend(split(Side::Host, &wire));
             }
-            Operation::Listen | Operation::None => check_again(frame)?,
+            Operation::Listen | Operation::Time | Operation::None => check_again(frame)?,
         }
         Ok(())
     }
@@ -473,7 +479,11 @@ impl End {
             }
             Operation::Copy { done, .. } => ensure!(*done, "nobody said that the copy is done"),
             Operation::Control(open) => ensure!(open.is_empty(), "requests without a reply: {open:?}"),
-            Operation::Opening(_) | Operation::Clipboard(_) | Operation::Listen | Operation::None => {}
+            Operation::Opening(_)
+            | Operation::Clipboard(_)
+            | Operation::Listen
+            | Operation::Time
+            | Operation::None => {}
         }
         Ok(())
     }

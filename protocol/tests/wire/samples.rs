@@ -17,6 +17,7 @@ use hospes_protocol::info::{Disk, Info, Interface, User};
 use hospes_protocol::power::{Inhibitor, Power, PowerAction, PowerReply, ScriptEnd, ScriptReport};
 use hospes_protocol::process::{Kill, Killed, Process, Processes, Ps, Target};
 use hospes_protocol::ticket::Issuer;
+use hospes_protocol::time::{Deed, Keeper, Occasion, Probe, Report, Setting, Source, Stamp, Time};
 use hospes_protocol::variable::Variable;
 use hospes_protocol::version::Capabilities;
 use serde::Serialize;
@@ -58,6 +59,7 @@ pub(crate) fn all() -> Samples {
     forwards(&mut samples);
     clipboards(&mut samples);
     displays(&mut samples);
+    times(&mut samples);
     samples
 }
 
@@ -347,6 +349,37 @@ fn copies(samples: &mut Samples) {
     samples.message("copy-problem", FrameId::COPY_PROBLEM, &Problem { path: b"a/b".to_vec(), error });
     let done = Done { files: 3, directories: 2, links: 1, bytes: 1 << 33, problems: 1 };
     samples.message("copy-done", FrameId::COPY_DONE, &done);
+}
+
+fn times(samples: &mut Samples) {
+    samples.message("time", FrameId::TIME, &Time { occasion: Occasion::RESUMED });
+    samples.message("time-unknown", FrameId::TIME, &Time { occasion: Occasion(200) });
+    samples.message("time-probe", FrameId::TIME_PROBE, &Probe { serial: 1 << 40 });
+    let stamp =
+        Stamp { serial: 3, received_ns: 1_789_000_000_123_456_789, sent_ns: 1_789_000_000_123_460_000 };
+    samples.message("time-stamp", FrameId::TIME_STAMP, &stamp);
+    samples.message("time-report", FrameId::TIME_REPORT, &report());
+    let quiet =
+        Report { deed: Deed::NOTHING, moved_ns: 0, keeper: Keeper::NONE, by: String::new(), ..report() };
+    samples.message("time-report-nothing", FrameId::TIME_REPORT, &quiet);
+}
+
+/// A guest's word on its clock with every field in use.
+pub(crate) fn report() -> Report {
+    Report {
+        occasion: Occasion::RESUMED,
+        offset_ns: -5_000_000_123,
+        error_ns: 250_000,
+        round_trip_ns: 500_000,
+        source: Source::VSOCK,
+        keeper: Keeper::CHRONY,
+        by: "chrony.service".into(),
+        fed: true,
+        setting: Setting::FULL,
+        deed: Deed::STEPPED,
+        moved_ns: -5_000_000_123,
+        left_ns: 1200,
+    }
 }
 
 fn clipboards(samples: &mut Samples) {

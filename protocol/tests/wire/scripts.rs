@@ -17,6 +17,7 @@ use hospes_protocol::frame::{self, FrameId};
 use hospes_protocol::handshake::{Guest, Host, Ready};
 use hospes_protocol::power::{Power, PowerAction, PowerReply};
 use hospes_protocol::ticket::{Issuer, Window};
+use hospes_protocol::time::{Occasion, Probe, Stamp, Time};
 use hospes_protocol::variable::Variable;
 use hospes_protocol::version::Capabilities;
 use serde::Serialize;
@@ -114,6 +115,7 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<Record>)> {
         ("ticket-clipboard", clipboard_channel()),
         ("ticket-clipboard-fetch", clipboard_fetch()),
         ("ticket-clipboard-feed", clipboard_feed()),
+        ("ticket-time", time()),
         ("handshake-control", control_session()),
         ("ticket-power", lone_request()),
     ]
@@ -363,6 +365,19 @@ fn clipboard_feed() -> Vec<Record> {
     script.ticket().host(FrameId::CLIPBOARD_FEED, &Feed { call: [7; 16] });
     script.data(Side::Host, clipboard::TO_GUEST, b"hello").end(Side::Host, clipboard::TO_GUEST).opened();
     script.guest(FrameId::CLIPBOARD_TAKEN, &Taken { bytes: 5 });
+    script.0
+}
+
+fn time() -> Vec<Record> {
+    let mut script = Script::default();
+    script.ticket().host(FrameId::TIME, &Time { occasion: Occasion::OPENED }).opened();
+    script.guest(FrameId::TIME_PROBE, &Probe { serial: 1 });
+    script.host(
+        FrameId::TIME_STAMP,
+        &Stamp { serial: 1, received_ns: 1_789_000_000_000_000_000, sent_ns: 1_789_000_000_000_000_900 },
+    );
+    script.guest(FrameId::TIME_REPORT, &super::samples::report());
+    script.host(FrameId::TIME, &Time { occasion: Occasion::HOST_WOKE }).bye();
     script.0
 }
 

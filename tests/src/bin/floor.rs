@@ -11,6 +11,7 @@
 //! piped-source BYTES WRITE   the same from another process, through a pipe
 //! piped-sink BYTES           the same to another process, through a pipe
 //! echo                       send everything back
+//! clock                      for each byte, send the guest's clock: nanoseconds since 1970, a big-endian u64
 //! ```
 //!
 //! `floor --source BYTES WRITE` and `floor --sink` do the same on stdout and stdin, for whoever carries those.
@@ -121,6 +122,13 @@ fn answer(mut connection: File) -> Result<()> {
             drop(pipe);
             child.wait()?;
             connection.write_all(&[0])?;
+        }
+        ["clock"] => {
+            let mut byte = [0];
+            while connection.read(&mut byte)? > 0 {
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+                connection.write_all(&u64::try_from(now.as_nanos())?.to_be_bytes())?;
+            }
         }
         ["echo"] => {
             let mut buffer = vec![0; 1 << 20];
