@@ -214,6 +214,15 @@ pub enum What {
         /// Why, in one word: `poweroff`, `reboot`, `halt`, `suspend`, `upgrade`.
         why: String,
     },
+    /// The guest goes down and comes up again.
+    Rebooting,
+    /// The guest is down: it had said that it goes, and nothing answers any more, or its VMM says so.
+    Stopped {
+        /// Why, as in [`What::Stopping`]; `unknown` where it had not said so.
+        why: String,
+    },
+    /// The guest goes on from where it was before, in the same boot: from a snapshot, or a saved machine.
+    Restored,
     /// The guest came back from suspend.
     Resumed,
     /// The machine was paused.

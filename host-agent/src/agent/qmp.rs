@@ -64,6 +64,7 @@ async fn listen(agent: &Rc<Agent>, vm: &VmName, path: &Path) -> Result<(), QmpEr
                 agent.occasion(Some(vm), Occasion::RESUMED);
                 agent.tell(Some(vm), What::Unpaused);
             }
+            Some("SHUTDOWN") => agent.stopped(vm, Some("unknown")),
             _ => (),
         }
     }

@@ -13,6 +13,7 @@ use hospes_protocol::error::WireError;
 use hospes_protocol::frame::{self, Frame, FrameBuffer, FrameError, FrameId};
 use hospes_protocol::info::Info;
 use hospes_protocol::ticket::Issuer;
+use hospes_protocol::version::Capabilities;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{MsgFlags, recv, send};
@@ -86,7 +87,14 @@ pub(crate) async fn run(agent: Rc<Agent>, vm: Vm, wake: Rc<Notify>) {
                         Err(error) => error.into(),
                     }
                 };
-                let told = time::keep(Rc::clone(&agent), vm.clone());
+                // A guest that is older, or whose owner does not want it, is not asked.
+                let keeps = greeting.session.capabilities.has(Capabilities::TIME);
+                let told = async {
+                    if keeps {
+                        time::keep(Rc::clone(&agent), vm.clone()).await;
+                    }
+                    std::future::pending::<()>().await;
+                };
                 let tell = async {
                     if vm.spec.hv.is_some() {
                         folders::watch(Rc::clone(&agent), vm.name.clone()).await;
@@ -106,8 +114,11 @@ pub(crate) async fn run(agent: Rc<Agent>, vm: Vm, wake: Rc<Notify>) {
             }
             Err(error) => {
                 let state = state_of(&error);
+                if state == State::Unreachable {
+                    agent.silent(&vm.name);
+                }
                 agent.disconnected(&vm.name, state, Told::from(&error));
-                wait_after(&error, state, watched, &mut backoff)
+                wait_after(&error, state, watched, agent.goes(&vm.name), &mut backoff)
             }
         };
         match wait {
@@ -133,7 +144,7 @@ enum Wait {
     For(Duration),
 }
 
-fn wait_after(error: &ClientError, state: State, watched: bool, backoff: &mut Backoff) -> Wait {
+fn wait_after(error: &ClientError, state: State, watched: bool, going: bool, backoff: &mut Backoff) -> Wait {
     if state == State::Refused {
         // Only a person changes that, and the file that they change is watched.
         return Wait::Event;
@@ -142,7 +153,7 @@ fn wait_after(error: &ClientError, state: State, watched: bool, backoff: &mut Ba
     // between a socket's bind and its listen.
     let absent = matches!(error, ClientError::Dial(DialError::Connect { source, .. })
         if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused));
-    if absent && watched && backoff.is_past_the_first() {
+    if absent && watched && backoff.is_past_the_first() && !going {
         return Wait::Event;
     }
     Wait::For(backoff.next())
@@ -358,7 +369,7 @@ mod tests {
         let mut backoff = Backoff::default();
         let error = dial(io::ErrorKind::NotFound);
         let mut waits = Vec::new();
-        while let Wait::For(delay) = wait_after(&error, State::Unreachable, true, &mut backoff) {
+        while let Wait::For(delay) = wait_after(&error, State::Unreachable, true, false, &mut backoff) {
             waits.push(delay.as_millis());
         }
         assert_eq!(waits, [20, 100, 500]);
@@ -368,13 +379,13 @@ mod tests {
     fn without_an_event_the_wait_grows_to_a_minute_and_no_further() {
         let mut backoff = Backoff::default();
         let error = dial(io::ErrorKind::NotFound);
-        let last = (0..50).map(|_| wait_after(&error, State::Unreachable, false, &mut backoff)).last();
+        let last = (0..50).map(|_| wait_after(&error, State::Unreachable, false, false, &mut backoff)).last();
         assert_eq!(last, Some(Wait::For(Duration::from_secs(60))));
     }
 
     #[test]
     fn a_refusal_waits_for_a_person() {
         let error = ClientError::Impostor;
-        assert_eq!(wait_after(&error, State::Refused, false, &mut Backoff::default()), Wait::Event);
+        assert_eq!(wait_after(&error, State::Refused, false, false, &mut Backoff::default()), Wait::Event);
     }
 }

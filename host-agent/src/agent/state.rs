@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hospes_protocol::info::Info;
 use hospes_protocol::ticket::Issuer;
@@ -27,6 +27,8 @@ use crate::vm::{Vm, VmName};
 
 /// Events that a subscriber may be behind.
 const EVENTS: usize = 256;
+/// A guest that had said that it goes, and whose endpoint refuses for so long, is down: its tools, which restart, are not.
+const STEADY: Duration = Duration::from_secs(3);
 /// Lines of log that are kept.
 const LOG_LINES: usize = 512;
 /// Announcements that are kept. They prove nothing, so a guest cannot be let fill our memory with them.
@@ -52,6 +54,10 @@ pub struct Agent {
 struct Entry {
     status: VmStatus,
     vm: Option<Vm>,
+    /// Why and when the guest said that it goes down.
+    going: Option<(String, Instant)>,
+    /// Which boot it was, and how long it had been up, when it was last heard.
+    boot: Option<(String, u64)>,
     /// Makes tickets while connected.
     issuer: Option<Issuer>,
     /// Wakes the session to try now.
@@ -165,7 +171,18 @@ impl Agent {
             fingerprint: None,
             info: None,
         };
-        let entry = Entry { status, vm: Some(vm), issuer: None, wake, heard, clock: None, asks: None, tasks };
+        let entry = Entry {
+            status,
+            vm: Some(vm),
+            going: None,
+            boot: None,
+            issuer: None,
+            wake,
+            heard,
+            clock: None,
+            asks: None,
+            tasks,
+        };
         self.vms.borrow_mut().insert(name.clone(), entry);
         self.log(Some(&name), format_args!("at {endpoint}"));
         self.tell(Some(&name), What::Added { endpoint });
@@ -184,6 +201,8 @@ impl Agent {
         let entry = Entry {
             status,
             vm: None,
+            going: None,
+            boot: None,
             issuer: None,
             wake: Rc::default(),
             heard: Rc::default(),
@@ -213,6 +232,7 @@ impl Agent {
             entry.status.fingerprint = Some(fingerprint.clone());
             entry.status.error = None;
             entry.status.set(State::Connected);
+            entry.going = None;
             entry.heard.notify_one();
         });
         self.log(Some(vm), format_args!("connected, key {fingerprint}"));
@@ -241,7 +261,12 @@ impl Agent {
 
     /// The guest said what it is.
     pub(crate) fn informed(&self, vm: &VmName, info: &Info, is_event: bool) {
+        let restored = self.is_earlier(vm, info);
         self.change(vm, |entry| entry.status.info = Some(Box::new(info.clone())));
+        if restored {
+            self.log(Some(vm), "goes on from an earlier moment");
+            self.tell(Some(vm), What::Restored);
+        }
         if is_event {
             self.tell(Some(vm), What::Info { info: Box::new(info.clone()) });
         }
@@ -250,7 +275,45 @@ impl Agent {
     /// The guest said that it is about to stop.
     pub(crate) fn stopping(&self, vm: &VmName, why: &str) {
         self.log(Some(vm), format_args!("stopping: {why}"));
-        self.tell(Some(vm), What::Stopping { why: printable::line(why).into_owned() });
+        let why = printable::line(why).into_owned();
+        self.tell(Some(vm), What::Stopping { why: why.clone() });
+        match why.as_str() {
+            "poweroff" | "halt" => self.change(vm, |entry| entry.going = Some((why.clone(), Instant::now()))),
+            "reboot" => self.tell(Some(vm), What::Rebooting),
+            _ => (),
+        }
+    }
+
+    /// Nothing answers at the VM's endpoint: the end of a guest that had said that it goes, once that lasts.
+    pub(crate) fn silent(&self, vm: &VmName) {
+        let gone = |entry: &Entry| entry.going.as_ref().is_some_and(|(_, since)| since.elapsed() >= STEADY);
+        if self.vms.borrow().get(vm).is_some_and(gone) {
+            self.stopped(vm, None);
+        }
+    }
+
+    /// Whether the guest has said that it goes down, and is not seen to be yet.
+    pub(crate) fn goes(&self, vm: &VmName) -> bool {
+        self.vms.borrow().get(vm).is_some_and(|entry| entry.going.is_some())
+    }
+
+    /// The guest is down. Told once for each time that it goes.
+    pub(crate) fn stopped(&self, vm: &VmName, unsaid: Option<&str>) {
+        let mut why = unsaid.map(str::to_owned);
+        self.change(vm, |entry| why = entry.going.take().map(|(why, _)| why).or(why.take()));
+        let Some(why) = why else { return };
+        self.log(Some(vm), format_args!("stopped: {why}"));
+        self.tell(Some(vm), What::Stopped { why });
+    }
+
+    /// Whether the guest, which is heard for the first time in this session, goes on from an earlier moment.
+    fn is_earlier(&self, vm: &VmName, info: &Info) -> bool {
+        let mut earlier = false;
+        self.change(vm, |entry| {
+            let before = entry.boot.replace((info.boot_id.clone(), info.uptime_ms));
+            earlier = before.is_some_and(|(boot, up)| boot == info.boot_id && info.uptime_ms < up);
+        });
+        earlier
     }
 
     /// A guest announced itself: a reason to try a VM that we know, and else something to show.

@@ -40,7 +40,7 @@ enum TimeError {
     Protocol(String),
 }
 
-/// Serves a guest's clock until its session ends. What goes wrong here ends no session.
+/// Serves a guest's clock until it, or its session, ends. What goes wrong here ends no session.
 pub(crate) async fn keep(agent: Rc<Agent>, vm: Vm) {
     let error = serve(&agent, &vm).await;
     // A guest that does not want it, or is older: there is nothing to be told of each time.
@@ -54,7 +54,6 @@ pub(crate) async fn keep(agent: Rc<Agent>, vm: Vm) {
     if !quiet {
         agent.log(Some(&vm.name), format_args!("its clock is not looked after: {error}"));
     }
-    std::future::pending::<()>().await;
 }
 
 /// Tells every guest when this machine has slept, or its clock was set.

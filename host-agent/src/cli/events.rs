@@ -14,7 +14,8 @@ use crate::vm::VmName;
 ///
 /// With --json, an object on a line for each event: {"at_ms", "vm", "event", …}. "event" is added {"endpoint"},
 /// removed, connected {"fingerprint", "first_use"}, disconnected and refused {"error": {"message", "hint"}}, info
-/// {"info", as hospes info shows it}, stopping {"why"}, resumed, paused, unpaused, clock_set {"by_ns",
+/// {"info", as hospes info shows it}, stopping {"why"}, rebooting, stopped {"why"}, restored,
+/// resumed, paused, unpaused, clock_set {"by_ns",
 /// "why"}, variable {"name"}, announced {"guest": {"endpoint",
 /// "hostname", "fingerprint", "at"}} or missed {"count"}. "vm" is null where the event is about none; programs pass
 /// over events they do not know.
@@ -79,6 +80,9 @@ fn text(event: &Event) -> String {
         }
         What::Missed { count } => format!("{count} events were missed"),
         What::Resumed => "resumed".to_owned(),
+        What::Rebooting => "rebooting".to_owned(),
+        What::Stopped { why } => format!("stopped: {}", clean(why)),
+        What::Restored => "goes on from an earlier moment".to_owned(),
         What::Paused => "paused".to_owned(),
         What::Unpaused => "unpaused".to_owned(),
         What::ClockSet { by_ns, why } => format!("clock set by {}: {}", time::words(*by_ns), clean(why)),

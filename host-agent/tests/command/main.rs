@@ -6,6 +6,7 @@ mod exec;
 mod guest;
 mod home;
 mod hostile;
+mod machine;
 mod terminal;
 mod trust;
 mod verbs;

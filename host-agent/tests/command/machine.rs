@@ -1,0 +1,120 @@
+//! What becomes of a machine, as the agent tells it: by the guest's own word, and by QEMU's.
+
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, ChildStdout};
+
+use hospes_protocol::control::Event;
+use hospes_protocol::info::Info;
+use serde_json::Value;
+
+use crate::guest::{Guest, info};
+use crate::home::{Agent, Home, eventually};
+
+/// `hospes events`, from when it has heard one.
+struct Events {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Events {
+    fn of(home: &Home, guest: &Guest) -> Self {
+        let mut child = home.command(["events", "--json"]).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut events = Self { child, lines };
+        let heard = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !heard.load(std::sync::atomic::Ordering::SeqCst) {
+                    guest.event(&Event::Variable("guest.heard".to_owned()));
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+            });
+            events.next("variable");
+            heard.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        events
+    }
+
+    fn next(&mut self, wanted: &str) -> Value {
+        loop {
+            let line = self.lines.next().expect(wanted).unwrap();
+            let event: Value = serde_json::from_str(&line).unwrap();
+            if event["event"] == wanted {
+                return event;
+            }
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn connected(home: &Home) {
+    eventually("the connection", || home.good(["list", "--json"]).contains("\"connected\""));
+}
+
+#[test]
+fn a_guest_that_goes_down_is_seen_to_stop_and_one_that_restarts_is_not() {
+    let (home, guest) = (Home::new(), Guest::start());
+    home.add("dev", &guest);
+    let _agent = Agent::start(&home);
+    connected(&home);
+    let mut events = Events::of(&home, &guest);
+    guest.event(&Event::Stopping("reboot".to_owned()));
+    assert_eq!(events.next("rebooting")["vm"], "dev");
+    guest.event(&Event::Stopping("upgrade".to_owned()));
+    guest.restart_daemon();
+    events.next("connected");
+    guest.event(&Event::Stopping("poweroff".to_owned()));
+    events.next("stopping");
+    std::fs::remove_file(guest.path()).unwrap();
+    guest.restart_daemon();
+    assert_eq!(events.next("stopped")["why"], "poweroff");
+}
+
+#[test]
+fn a_guest_that_goes_on_from_an_earlier_moment_of_its_boot_is_told() {
+    let (home, guest) = (Home::new(), Guest::start());
+    home.add("dev", &guest);
+    let _agent = Agent::start(&home);
+    connected(&home);
+    let mut events = Events::of(&home, &guest);
+    let at = |uptime_ms| Event::Info(Box::new(Info { uptime_ms, ..info() }));
+    guest.event(&at(100_000));
+    guest.event(&at(200_000));
+    events.next("info");
+    guest.event(&at(150_000));
+    assert_eq!(events.next("restored")["vm"], "dev");
+}
+
+#[test]
+fn qemu_tells_of_pauses_and_of_the_end() {
+    let (home, guest) = (Home::new(), Guest::start());
+    let socket = home.path().join("qmp.sock");
+    let socket = socket.to_str().unwrap();
+    home.good(["add", "dev", &guest.endpoint(), "--qmp", socket]);
+    let _agent = Agent::start(&home);
+    connected(&home);
+    let mut events = Events::of(&home, &guest);
+    // QEMU comes later than the agent.
+    let listener = UnixListener::bind(socket).unwrap();
+    let (mut qemu, _) = listener.accept().unwrap();
+    say(&mut qemu, r#"{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": []}}"#);
+    let mut line = String::new();
+    BufReader::new(qemu.try_clone().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "{\"execute\":\"qmp_capabilities\"}\n");
+    say(&mut qemu, r#"{"return": {}}"#);
+    for (event, told) in [("STOP", "paused"), ("RESUME", "unpaused"), ("SHUTDOWN", "stopped")] {
+        say(&mut qemu, &format!(r#"{{"event": "{event}", "data": {{"reason": "guest-shutdown"}}}}"#));
+        assert_eq!(events.next(told)["vm"], "dev");
+    }
+}
+
+fn say(qemu: &mut UnixStream, line: &str) {
+    qemu.write_all(format!("{line}\r\n").as_bytes()).unwrap();
+}
