@@ -40,6 +40,11 @@ pub fn clock(host: &PublicKey, text: &str) {
     tracing::info!(target: "audit", outcome = "allowed", host = %host, verb = "time", "{text}, by {host}");
 }
 
+/// Writes what somebody did who had to prove nothing, by the door that they came through.
+pub fn unproved(door: &str, text: &str) {
+    tracing::info!(target: "audit", outcome = "allowed", host = door, "By {door}, unproved: {text}");
+}
+
 /// Refusals, as many as a log can bear.
 #[derive(Debug)]
 pub struct Refusals {

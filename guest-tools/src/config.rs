@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::atomic_file;
 use crate::paths::Paths;
+use crate::qga::Group;
 use crate::verb::Verb;
 
 /// Bytes that a policy file may have. Ours has three thousand, comments and all.
@@ -38,6 +39,8 @@ pub struct Config {
     pub power: Power,
     /// What is done about the clock.
     pub time: Time,
+    /// The QEMU guest agent's protocol.
+    pub qga: Qga,
     /// Which way the clipboard is shared.
     pub clipboard: Clipboard,
 }
@@ -122,6 +125,22 @@ pub struct Limits {
 pub struct Power {
     /// Seconds that each script may take, 1 to 3600.
     pub script_timeout: usize,
+}
+
+/// What the doors of the QEMU guest agent's protocol let through, where its own program is not installed.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Qga {
+    /// On vsock port 1234; closed where it is empty.
+    pub vsock: Vec<Group>,
+    /// On the port of virtio-serial; closed where it is empty.
+    pub serial: Vec<Group>,
+}
+
+impl Default for Qga {
+    fn default() -> Self {
+        Self { vsock: vec![Group::Read, Group::Time], serial: vec![Group::Read, Group::Time, Group::Power] }
+    }
 }
 
 /// What is done about the clock, where the verb is allowed.
@@ -293,6 +312,7 @@ impl Config {
             verbs: Verbs([false; Verb::ALL.len()]),
             users: Users { allow: Vec::new(), root: false },
             trust: Trust { mode: TrustMode::Pinned },
+            qga: Qga { vsock: Vec::new(), serial: Vec::new() },
             ..Self::default()
         }
     }

@@ -20,6 +20,7 @@ pub mod local_socket;
 pub mod logging;
 pub mod paths;
 pub mod power;
+pub mod qga;
 pub mod session;
 pub mod time;
 pub mod tools;

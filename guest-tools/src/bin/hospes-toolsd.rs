@@ -81,9 +81,14 @@ fn parse() -> Result<Option<Options>, lexopt::Error> {
                 if options.power == Manner::Machine {
                     options.power = Manner::Nothing;
                 }
+                options.qga = None;
                 if options.seat == Seat::Machine {
                     options.seat = Seat::Anybody;
                 }
+            }
+            Long("qga") => {
+                let text = arguments.value()?.string()?;
+                options.qga = Address::parse(&text);
             }
             Long("seat-bus") => options.seat = Seat::Bus(arguments.value()?.string()?),
             Long("power-bus") => options.power = Manner::Bus(arguments.value()?.string()?),

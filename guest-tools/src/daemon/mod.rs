@@ -13,6 +13,7 @@ pub mod worker;
 mod connection;
 mod control;
 pub mod desktop;
+mod qga;
 mod sessions;
 pub(crate) mod systemd;
 mod time;
@@ -80,6 +81,8 @@ pub struct Options {
     pub power: Manner,
     /// Who says whose desktop is in front.
     pub seat: Seat,
+    /// Where the QEMU guest agent's protocol is served; a Unix socket in place of vsock and virtio-serial is for tests.
+    pub qga: Option<Address>,
 }
 
 impl Default for Options {
@@ -91,6 +94,7 @@ impl Default for Options {
             handshake: Duration::from_millis(HANDSHAKE_MS),
             power: Manner::default(),
             seat: Seat::default(),
+            qga: Some(Address::Vsock),
         }
     }
 }
@@ -239,6 +243,7 @@ async fn serve(options: Options) -> Result<(), DaemonError> {
         Err(error) => tracing::error!("No desktop can share its clipboard: {error}"),
     }
     tokio::spawn(wake::follow(Arc::clone(&daemon)));
+    qga::open(&daemon);
     let started = Arc::clone(&daemon);
     tokio::spawn(async move {
         let timeout = started.config().power.timeout();

@@ -57,6 +57,11 @@ impl Times {
         }
     }
 
+    /// Whether the clock is ours to set.
+    pub(super) const fn is_ours(&self) -> bool {
+        self.ours
+    }
+
     /// This machine has slept.
     pub(super) fn woke(&self) {
         self.woke.send_modify(|times| *times += 1);

@@ -105,9 +105,17 @@ impl Listener {
     /// # Errors
     /// What the kernel says.
     pub fn bind(address: &Address) -> io::Result<Self> {
+        Self::bind_port(address, GUEST_PORT)
+    }
+
+    /// As [`bind`](Self::bind), on another vsock port.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn bind_port(address: &Address, port: u32) -> io::Result<Self> {
         let socket = match address {
             Address::Vsock => {
-                let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, GUEST_PORT)?;
+                let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, port)?;
                 listener.set_nonblocking(true)?;
                 // The library asks for 128, and hundreds of commands may come at once: the kernel would refuse them.
                 nix::sys::socket::listen(&listener, Backlog::MAXCONN)?;

@@ -6,7 +6,7 @@ mod network;
 mod system;
 mod users;
 
-use hospes_protocol::info::Info;
+use hospes_protocol::info::{Info, User};
 
 pub use monitor::Monitor;
 
@@ -19,6 +19,18 @@ pub fn collect() -> Info {
     info.disks = disks::mounted();
     info.users = users::with_sessions();
     info
+}
+
+/// Users with a session, and when each began, in seconds since 1970.
+#[must_use]
+pub fn logged_in() -> Vec<(User, f64)> {
+    users::logged_in()
+}
+
+/// A value of os-release(5), or nothing.
+#[must_use]
+pub fn os_release(name: &str) -> String {
+    system::assigned(&read("/etc/os-release"), name).unwrap_or_default()
 }
 
 /// The information without what changes all the time, to see whether there is news.

@@ -20,16 +20,32 @@ pub(super) fn with_sessions() -> Vec<User> {
     in_directory(Path::new(SESSIONS))
 }
 
+/// As [`with_sessions`], each with the time at which it began, in seconds since 1970.
+pub(super) fn logged_in() -> Vec<(User, f64)> {
+    let began = |text: &str| {
+        let microseconds = assigned(text, "REALTIME").and_then(|value| value.parse::<u64>().ok());
+        #[expect(clippy::cast_precision_loss, reason = "microseconds of this age fit into a double")]
+        microseconds.map_or(0.0, |microseconds| microseconds as f64 / 1e6)
+    };
+    texts(Path::new(SESSIONS))
+        .filter_map(|text| session(&text).map(|user| (user, began(&text))))
+        .take(USERS)
+        .collect()
+}
+
 fn in_directory(directory: &Path) -> Vec<User> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let texts = entries
-        // Beside each session's file stands the pipe that keeps it alive.
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
-        .filter_map(|entry| atomic_file::read_text(&entry.path(), FILE).ok().flatten());
-    let mut users: Vec<User> = texts.filter_map(|text| session(&text)).take(USERS).collect();
+    let mut users: Vec<User> = texts(directory).filter_map(|text| session(&text)).take(USERS).collect();
     users.sort_by(|a, b| (a.uid, &a.place).cmp(&(b.uid, &b.place)));
     users.dedup();
     users
+}
+
+fn texts(directory: &Path) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        // Beside each session's file stands the pipe that keeps it alive.
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
+        .filter_map(|entry| atomic_file::read_text(&entry.path(), FILE).ok().flatten())
 }
 
 fn session(text: &str) -> Option<User> {

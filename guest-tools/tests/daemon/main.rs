@@ -8,5 +8,6 @@
 
 mod harness;
 mod power;
+mod qga;
 mod serving;
 mod variable;
