@@ -358,6 +358,14 @@ mod inside {
                 other => t.works("extended attributes", other),
             }
         }
+        let mkdir = |name| rustix::fs::mkdirat(&root, name, Bits::from_raw_mode(0o700));
+        mkdir("one").and_then(|()| mkdir("two")).and_then(|()| mkdir("one/deep")).expect("directories");
+        t.works("moving a file to another directory", rustix::fs::renameat(&root, "made", &root, "one/made"));
+        t.works("moving a directory", rustix::fs::renameat(&root, "one/deep", &root, "two/deep"));
+        t.works(
+            "linking into another directory",
+            rustix::fs::linkat(&root, "one/made", &root, "two/made", AtFlags::empty()),
+        );
         let unnamed = openat(&root, ".", OFlags::TMPFILE | OFlags::WRONLY, Bits::from_raw_mode(0o600));
         if let Ok(unnamed) = unnamed {
             let path = format!("/proc/self/fd/{}", unnamed.as_raw_fd());

@@ -1,8 +1,6 @@
 //! What is given up besides files: capabilities, privileges, calls.
 
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope,
-};
+use landlock::{ABI, Access, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
@@ -17,6 +15,7 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP)
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETUID);
 
@@ -44,13 +43,13 @@ pub(super) fn no_new_privileges() -> Result<(), SandboxError> {
     set_no_new_privs(true).map_err(|error| SandboxError::Privileges(error.into()))
 }
 
-/// As much as this kernel's Landlock knows of what no share needs. Reading and writing are not among it: rules for shares
-/// that come later could not be added.
+/// As much as this kernel's Landlock knows of what is not about files. With any rule about files it also refuses to move
+/// or link one into another directory, unless a rule allows that beneath a given folder: and rules for shares that come
+/// later could not be added.
 pub(super) fn landlock() -> Result<(), SandboxError> {
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::Execute | AccessFs::MakeBlock | AccessFs::IoctlDev)
-        .and_then(|rules| rules.handle_access(AccessNet::from_all(ABI::V4)))
+        .handle_access(AccessNet::from_all(ABI::V4))
         .and_then(|rules| rules.scope(Scope::from_all(ABI::V6)))
         .and_then(Ruleset::create)
         .and_then(landlock::RulesetCreated::restrict_self)

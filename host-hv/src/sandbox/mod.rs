@@ -11,7 +11,7 @@
 //! | namespaces for network and IPC | no network, no abstract sockets of others | nothing |
 //! | capabilities | root keeps what acting as a share's owner takes, and what raw owners take; others keep none | nothing |
 //! | `no_new_privs` | no program run from here gains anything | nothing |
-//! | Landlock | no programs, no block devices, no commands to devices, no TCP, no signals to others, whatever the list below lets through | nothing for regular files |
+//! | Landlock | no TCP, no signals to others, whatever the list below lets through | nothing, as long as no rule of it is about files: then none could be moved to another directory |
 //! | seccomp | a list of calls; what is not on it does not exist: no socket, no connection, no program, no tracing, no signal to others, no executable memory | about 0.1 µs a call |
 //!
 //! **Shares are added while all that holds.** So there is a second process, the door ([`Door`]), with the host's files in
@@ -24,7 +24,7 @@
 //!
 //! **What may be missing.** A kernel or a container may refuse namespaces to a user that is no root. Then a server that is
 //! taken over has what its user has, as far as files go, and this is told ([`Report`]). Linux 5.12 is the oldest with all
-//! but Landlock, which is in most since 5.13.
+//! but Landlock's rules that are not about files, which came with 6.7.
 //!
 //! **macOS.** Not written yet. There, `sandbox_init` with a profile of ours can close files, network and programs, and a
 //! descriptor opened before, or passed in by a door like this one, stays usable as long as the profile allows the
@@ -72,7 +72,7 @@ pub enum SandboxError {
     #[error("New privileges could not be ruled out")]
     Privileges(#[source] io::Error),
     #[error(
-        "This kernel has no Landlock: it takes Linux 5.13 or newer, with \"landlock\" in the list that /sys/kernel/security/lsm shows"
+        "This kernel has no Landlock: it takes Linux 6.7 or newer, with \"landlock\" in the list that /sys/kernel/security/lsm shows"
     )]
     NoLandlock,
     #[error("Landlock refused the rules")]
