@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use super::abi::{self, kind, open};
 use super::node::Node;
-use super::owner::Change;
+use super::owner::{Change, Owner};
 use super::reply::{Answer, Bytes};
 use super::request::{SetAttr, Time};
 use super::server::{Server, Target, VALID};
+use super::share::Share;
 use super::sys::{self, Errno, Meta, Place, Space};
 
 /// Bytes of `fuse_attr_out`.
@@ -111,28 +112,32 @@ impl Server {
         Ok(Answer::done())
     }
 
-    /// The directory and the name by which a node's extended attributes are reached.
-    fn attribute_place<T>(
-        &self,
-        node: &Arc<Node>,
-        act: impl FnOnce(&OwnedFd, &CStr) -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
-        if node.is_share() {
-            return act(&node.share.root, c".");
-        }
-        let (directory, place) = self.nodes.entry(node)?;
-        act(&directory, &place.name)
+    /// Whether the guest may have this attribute. Those of users, always. A program's capabilities where owners pass
+    /// through, and set-id bits with them: elsewhere a guest could make programs that have more rights on the host than it.
+    /// The other names mean something to the host's own kernel.
+    fn allows(&self, share: &Share, attribute: &[u8]) -> bool {
+        attribute.starts_with(b"user.")
+            || attribute == b"security.capability" && share.owner == Owner::Raw && self.privileged
+    }
+
+    fn allowed(&self, share: &Share, attribute: &CStr) -> Result<(), Errno> {
+        if self.allows(share, attribute.to_bytes()) { Ok(()) } else { Err(Errno::OPNOTSUPP) }
     }
 
     pub(super) fn get_xattr(&self, node: u64, name: &CStr, size: u32) -> Result<Answer, Errno> {
         let Target::Node(node) = self.target(node)? else { return Err(Errno::OPNOTSUPP) };
-        let value = self.attribute_place(&node, |directory, entry| sys::get_xattr(directory, entry, name))?;
-        sized(value, size)
+        self.allowed(&node.share, name)?;
+        sized(sys::get_xattr(Held::new(self, &node)?.place(), name)?, size)
     }
 
     pub(super) fn list_xattrs(&self, node: u64, size: u32) -> Result<Answer, Errno> {
         let Target::Node(node) = self.target(node)? else { return sized(Vec::new(), size) };
-        sized(self.attribute_place(&node, |directory, entry| sys::list_xattrs(directory, entry))?, size)
+        let names = sys::list_xattrs(Held::new(self, &node)?.place())?;
+        let allowed = names.split_inclusive(|&byte| byte == 0).filter(|name| {
+            let name = name.strip_suffix(b"\0").unwrap_or(name);
+            self.allows(&node.share, name)
+        });
+        sized(allowed.flatten().copied().collect(), size)
     }
 
     pub(super) fn set_xattr(
@@ -143,13 +148,15 @@ impl Server {
         flags: u32,
     ) -> Result<Answer, Errno> {
         let node = self.writable(node)?;
-        self.attribute_place(&node, |directory, entry| sys::set_xattr(directory, entry, name, value, flags))?;
+        self.allowed(&node.share, name)?;
+        sys::set_xattr(Held::new(self, &node)?.place(), name, value, flags)?;
         Ok(Answer::done())
     }
 
     pub(super) fn remove_xattr(&self, node: u64, name: &CStr) -> Result<Answer, Errno> {
         let node = self.writable(node)?;
-        self.attribute_place(&node, |directory, entry| sys::remove_xattr(directory, entry, name))?;
+        self.allowed(&node.share, name)?;
+        sys::remove_xattr(Held::new(self, &node)?.place(), name)?;
         Ok(Answer::done())
     }
 }

@@ -206,14 +206,9 @@ impl<'r, 'm> Room<'r, 'm> {
         header[..4].copy_from_slice(&u32::try_from(total).unwrap_or(u32::MAX).to_le_bytes());
         header[4..8].copy_from_slice(&error.to_le_bytes());
         header[8..].copy_from_slice(&unique.to_le_bytes());
+        copy_in(self.pieces, 0, &header);
         if let (Ok(Answer::Bytes(payload)), 0) = (result, error) {
-            // One walk over the pieces for both.
-            let mut whole = Vec::with_capacity(total);
-            whole.extend_from_slice(&header);
-            whole.extend_from_slice(payload.as_slice());
-            copy_in(self.pieces, &whole);
-        } else {
-            copy_in(self.pieces, &header);
+            copy_in(self.pieces, OUT_HEADER, payload.as_slice());
         }
         total
     }
@@ -249,10 +244,13 @@ pub fn copy_out(pieces: &[IoBuf<'_>], skip: usize, to: &mut [u8]) -> usize {
     done
 }
 
-fn copy_in(pieces: &[IoBuf<'_>], from: &[u8]) {
-    let mut done = 0;
+/// Copies into the pieces from byte `skip` on.
+fn copy_in(pieces: &[IoBuf<'_>], skip: usize, from: &[u8]) {
+    let (mut skip, mut done) = (skip, 0);
     for piece in pieces {
-        done += piece.copy_from(&from[done..]);
+        let (head, tail) = piece.split_at(skip);
+        skip -= head.len();
+        done += tail.copy_from(&from[done..]);
         if done == from.len() {
             break;
         }

@@ -26,6 +26,9 @@ pub(super) const MAX_TRANSFER: u32 = 1 << 20;
 const MAX_BACKGROUND: u16 = 128;
 const CONGESTION: u16 = 96;
 
+/// Bytes of a request, without its header and a write's data, that need no allocation.
+const SMALL_BODY: usize = 320;
+
 /// Shares at a time.
 const MAX_SHARES: usize = 256;
 
@@ -69,7 +72,7 @@ pub struct Server {
     pub(super) renames: RwLock<()>,
     pub(super) replays: Replays,
     last_share: AtomicU32,
-    privileged: bool,
+    pub(super) privileged: bool,
     started: (i64, u32),
 }
 
@@ -179,9 +182,16 @@ impl Server {
             tracing::warn!(opcode = header.opcode, bytes = size, "The guest's request is too long");
             return Err(Errno::INVAL);
         }
-        let mut body = vec![0; size];
-        copy_out(request, IN_HEADER, &mut body);
-        let operation = request::decode(header.opcode, &body).map_err(|fault| {
+        // Nearly every request fits into the first.
+        let (mut small, mut large) = ([0; SMALL_BODY], Vec::new());
+        let body = if size <= SMALL_BODY {
+            &mut small[..size]
+        } else {
+            large.resize(size, 0);
+            &mut large[..]
+        };
+        copy_out(request, IN_HEADER, body);
+        let operation = request::decode(header.opcode, body).map_err(|fault| {
             tracing::warn!(opcode = header.opcode, %fault, "The guest's request is refused");
             match fault {
                 request::Malformed::NameLength { .. } => Errno::NAMETOOLONG,
@@ -294,7 +304,9 @@ impl Server {
             return Ok(out.into());
         }
         self.reset();
-        // Without READDIRPLUS_AUTO the guest's kernel asks for attributes with every name. They cost one call here, and
+        // Without HANDLE_KILLPRIV_V2 the guest's kernel takes set-id bits away itself when somebody writes to a program: with
+        // it the host does, and the guest believes in the old bits for a second.
+        // Without READDIRPLUS_AUTO it asks for attributes with every name. They cost one call here, and
         // a request apiece later: whoever lists a directory nearly always looks at what is in it.
         let wanted = init::ASYNC_READ
             | init::ATOMIC_O_TRUNC
@@ -305,7 +317,6 @@ impl Server {
             | init::PARALLEL_DIROPS
             | init::MAX_PAGES
             | init::SUBMOUNTS
-            | init::HANDLE_KILLPRIV_V2
             | init::INIT_EXT;
         let flags = offered & wanted;
         if flags & init::SUBMOUNTS == 0 {
