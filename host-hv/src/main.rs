@@ -88,7 +88,7 @@ struct FsArgs {
 enum Sandboxing {
     /// As little as this kernel and this user allow; what is missing is told
     Auto,
-    /// Its shares and nothing else, or nothing is served
+    /// What the device is for and nothing else, or nothing is served
     Strict,
     /// All that this user may do. For finding faults, and for guests that you trust
     Off,
@@ -147,6 +147,11 @@ struct VsockArgs {
     /// Exit when the VMM has gone, rather than wait for the next
     #[arg(long)]
     once: bool,
+
+    /// What a guest that takes this program over is left with
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    sandbox: Sandboxing,
 }
 
 #[derive(Clone)]
@@ -193,8 +198,12 @@ fn main() -> Result<()> {
 
 #[cfg(target_os = "linux")]
 fn vsock(args: VsockArgs) -> Result<()> {
+    use std::rc::Rc;
+
+    use host_hv::sandbox::Purpose;
     use host_hv::vhost_user::{GuestSpec, Server};
     use host_hv::virtio::vsock::Limits;
+    use host_hv::virtio::vsock::uds::{Dialer, dial};
     use nix::sys::stat::{Mode, umask};
 
     // Sockets are their owner's alone from the moment they exist.
@@ -219,8 +228,32 @@ fn vsock(args: VsockArgs) -> Result<()> {
         }
     }
 
-    let mut server = Server::new(guests, args.once).context("Failed to serve the vsock device")?;
+    let stems: Vec<_> = guests.iter().map(|guest| guest.uds.clone()).collect();
+    let sockets: Vec<_> = guests
+        .iter()
+        .flat_map(|guest| {
+            [&guest.socket, &guest.uds].into_iter().chain(guest.ports.iter().map(|(_, path)| path))
+        })
+        .cloned()
+        .collect();
+    let (inside, outside) =
+        std::os::unix::net::UnixStream::pair().context("Failed to prepare the sandbox")?;
+    let inside = Rc::new(inside);
+    let sandboxed = !matches!(args.sandbox, Sandboxing::Off);
+    let dialer = |number: usize, guest: &GuestSpec| -> Dialer {
+        let (inside, stem) = (inside.clone(), guest.uds.clone());
+        let number = u32::try_from(number).unwrap_or(u32::MAX);
+        if sandboxed {
+            Box::new(move |port| host_hv::sandbox::ask(&inside, number, port))
+        } else {
+            Box::new(move |port| dial(&stem, port))
+        }
+    };
+    let mut server = Server::new(guests, args.once, dialer).context("Failed to serve the vsock device")?;
     server.stop_on(stop_signals()?).context("Failed to prepare for signals")?;
+    let serve = move |_| if sandboxed { host_hv::sandbox::serve_dials(stems, outside) } else { Ok(()) };
+    let (sandbox, _door) = begin_sandbox(args.sandbox, &sockets, serve)?;
+    tell(&sandbox.close(Purpose::Streams).context("Failed to close the sandbox")?);
     server.run().context("Failed to serve the vsock device")
 }
 
@@ -230,6 +263,7 @@ fn fs(args: FsArgs) -> Result<()> {
 
     use host_hv::fuse::share::{open_root, unopened};
     use host_hv::fuse::{Limits, Server};
+    use host_hv::sandbox::Purpose;
     use host_hv::vhost_user::FolderServer;
     use host_hv::virtio::{fs::Fs, vsock::uds};
     use nix::sys::stat::{Mode, umask};
@@ -242,7 +276,10 @@ fn fs(args: FsArgs) -> Result<()> {
     let control = control.transpose()?;
     let (front, desk) = host_hv::control::pair().context("Failed to open the control socket")?;
 
-    let (sandbox, door) = begin_sandbox(&args, control, front)?;
+    let sockets: Vec<_> = std::iter::once(&args.socket).chain(&args.control).cloned().collect();
+    let serve =
+        move |opener| control.map_or(Ok(()), |control| host_hv::control::front(control, front, opener));
+    let (sandbox, door) = begin_sandbox(args.sandbox, &sockets, serve)?;
     let opener = sandbox.opener();
     let shared = Arc::new(Server::new(limits));
     for share in args.share {
@@ -253,13 +290,7 @@ fn fs(args: FsArgs) -> Result<()> {
         root.with_context(|| format!("Failed to share \"{name}\""))?;
     }
     let stop = stop_signals()?;
-    let report = sandbox.close().context("Failed to close the sandbox")?;
-    if !report.holds().is_empty() {
-        tracing::info!(bolts = %report, "Sandboxed");
-    }
-    for error in report.missing() {
-        tracing::warn!(error = error as &dyn std::error::Error, "The sandbox is not whole");
-    }
+    tell(&sandbox.close(Purpose::Folders).context("Failed to close the sandbox")?);
 
     let device = Fs::new(&args.tag, shared.clone(), args.threads as usize)
         .context("Failed to make the file system device")?;
@@ -276,31 +307,40 @@ fn fs(args: FsArgs) -> Result<()> {
     result
 }
 
-/// The sandbox, not yet closed, and whoever stays outside of it; without one, its work is done here.
+/// The sandbox, not yet closed, and the process that stays outside; without one, what that would serve is served here.
 #[cfg(target_os = "linux")]
 fn begin_sandbox(
-    args: &FsArgs,
-    control: Option<std::os::unix::net::UnixListener>,
-    front: std::os::unix::net::UnixStream,
+    mode: Sandboxing,
+    sockets: &[PathBuf],
+    serve: impl FnOnce(host_hv::sandbox::Opener) -> std::io::Result<()>,
 ) -> Result<(host_hv::sandbox::Sandbox, Option<host_hv::sandbox::Door>)> {
     use host_hv::sandbox::{Door, Mode, Sandbox};
 
-    let mode = match args.sandbox {
+    let mode = match mode {
         Sandboxing::Auto => Mode::Auto,
         Sandboxing::Strict => Mode::Strict,
         Sandboxing::Off => Mode::Off,
     };
     let sandbox = Sandbox::prepare(mode).context("Failed to prepare the sandbox")?;
     let opener = sandbox.opener();
-    let serve = move || control.map_or(Ok(()), |control| host_hv::control::front(control, front, opener));
     if mode == Mode::Off {
         tracing::warn!("No sandbox: a guest that takes this program over may do all that its user may");
-        serve().context("Failed to serve the control socket")?;
+        serve(opener).context("Failed to serve the sockets")?;
         return Ok((sandbox, None));
     }
-    let sockets: Vec<_> = std::iter::once(&args.socket).chain(&args.control).cloned().collect();
-    let door = Door::open(&sockets, serve).context("Failed to prepare the sandbox")?;
+    let door = Door::open(sockets, move || serve(opener)).context("Failed to prepare the sandbox")?;
     Ok((sandbox, Some(door)))
+}
+
+/// What of the sandbox holds, and what does not.
+#[cfg(target_os = "linux")]
+fn tell(report: &host_hv::sandbox::Report) {
+    if !report.holds().is_empty() {
+        tracing::info!(bolts = %report, "Sandboxed");
+    }
+    for error in report.missing() {
+        tracing::warn!(error = error as &dyn std::error::Error, "The sandbox is not whole");
+    }
 }
 
 /// Raises the limit of open files as far as it goes; returns what it is then.

@@ -36,6 +36,7 @@ mod outside {
             eprintln!("sandbox: as {}", user.map_or("who runs this".to_owned(), |user| user.to_string()));
             stage.every_bolt_holds();
             stage.the_device_is_behind_them_and_shares_come_and_go();
+            stage.the_device_of_streams_is_behind_them_and_has_no_capability();
             stage.without_one_it_says_so();
         }
         println!("test result: ok");
@@ -147,6 +148,29 @@ mod outside {
             wait_until(|| !socket.exists() && !control.exists());
         }
 
+        fn the_device_of_streams_is_behind_them_and_has_no_capability(&self) {
+            let (socket, streams) = (self.at("run/vsock"), self.at("run/vm"));
+            let mut device = Device(
+                self.command("host-hv")
+                    .args(["vsock", "--cid", "77", "--sandbox", "strict", "--socket"])
+                    .arg(&socket)
+                    .arg("--uds")
+                    .arg(&streams)
+                    .env("RUST_LOG", "warn")
+                    .spawn()
+                    .expect("started"),
+            );
+            let status = PathBuf::from("/proc").join(device.0.id().to_string()).join("status");
+            // The last of the bolts.
+            wait_until(|| fs::read_to_string(&status).is_ok_and(|status| status.contains("Seccomp:\t2\n")));
+            let status = fs::read_to_string(&status).expect("its status");
+            assert!(status.contains("CapPrm:\t0000000000000000\n"), "{status}");
+            assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
+            device.0.kill().expect("killed");
+            device.0.wait().expect("ended");
+            wait_until(|| !socket.exists() && !streams.exists());
+        }
+
         fn without_one_it_says_so(&self) {
             let output = self
                 .command("host-hv")
@@ -173,7 +197,7 @@ mod outside {
 
     impl Client {
         fn new(path: &Path) -> Self {
-            wait_until(|| path.exists());
+            wait_until(|| UnixStream::connect(path).is_ok());
             let stream = UnixStream::connect(path).expect("connect");
             stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
             Self(BufReader::new(stream))
@@ -214,7 +238,7 @@ mod inside {
     use std::process::Command;
 
     use host_hv::fuse::share::open_root;
-    use host_hv::sandbox::{Mode, Sandbox};
+    use host_hv::sandbox::{Mode, Purpose, Sandbox};
     use rustix::fs::{AtFlags, Mode as Bits, OFlags, openat, statat};
 
     struct Tally {
@@ -262,7 +286,7 @@ mod inside {
         let sandbox = Sandbox::prepare(Mode::Strict).expect("a kernel with all that it takes");
         let root = open_root(Path::new(share)).expect("the share");
         let root = sandbox.opener().enclose(root).expect("a copy");
-        sandbox.close().expect("closed");
+        sandbox.close(Purpose::Folders).expect("closed");
         let mut tally = Tally { bad: 0 };
         let t = &mut tally;
 

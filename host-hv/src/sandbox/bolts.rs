@@ -19,8 +19,8 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETUID);
 
-pub(super) fn drop_capabilities(privileged: bool) -> Result<(), SandboxError> {
-    let kept = if privileged { KEPT } else { CapabilitySet::empty() };
+pub(super) fn drop_capabilities(keep: bool) -> Result<(), SandboxError> {
+    let kept = if keep { KEPT } else { CapabilitySet::empty() };
     drop_all_but(kept).map_err(|error| SandboxError::Capabilities(error.into()))
 }
 
@@ -60,7 +60,7 @@ pub(super) fn landlock() -> Result<(), SandboxError> {
     }
 }
 
-pub(super) fn filter() -> Result<(), SandboxError> {
-    let program = calls::program().map_err(|error| SandboxError::Seccomp(error.into()))?;
+pub(super) fn filter(purpose: calls::Purpose) -> Result<(), SandboxError> {
+    let program = calls::program(purpose).map_err(|error| SandboxError::Seccomp(error.into()))?;
     seccompiler::apply_filter(&program).map_err(SandboxError::Seccomp)
 }

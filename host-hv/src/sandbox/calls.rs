@@ -1,4 +1,4 @@
-//! The system calls that the sandbox leaves: a server of folders needs these and no others.
+//! The system calls that the sandbox leaves: the devices need these and no others.
 //!
 //! What is not listed fails as if this kernel did not have it, which libraries know how to do without. The list is of
 //! what our code and glibc's call; a call that the server comes to make belongs here, and
@@ -10,6 +10,15 @@ use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Compare,
     SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
+
+/// What a sandbox is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Serving files of shares.
+    Folders,
+    /// Passing bytes between streams.
+    Streams,
+}
 
 /// Calls that may be made with any arguments.
 const FREE: &[libc::c_long] = &[
@@ -58,6 +67,10 @@ const FREE: &[libc::c_long] = &[
     libc::SYS_shutdown,
     libc::SYS_write,
     libc::SYS_writev,
+];
+
+/// Calls of the server of folders besides.
+const FILES: &[libc::c_long] = &[
     // Files, open or named beneath a descriptor.
     libc::SYS_copy_file_range,
     libc::SYS_fadvise64,
@@ -122,9 +135,13 @@ const FREE: &[libc::c_long] = &[
 
 /// Older forms that only this architecture has.
 #[cfg(target_arch = "x86_64")]
-const OLD: &[libc::c_long] = &[libc::SYS_chmod, libc::SYS_epoll_wait, libc::SYS_poll, libc::SYS_readlink];
+const OLD: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll];
+#[cfg(target_arch = "x86_64")]
+const OLD_FILES: &[libc::c_long] = &[libc::SYS_chmod, libc::SYS_readlink];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[libc::c_long] = &[];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD_FILES: &[libc::c_long] = &[];
 
 /// One argument must have one of these values.
 fn values(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>, BackendError> {
@@ -148,9 +165,14 @@ fn number(value: impl TryInto<u64>) -> u64 {
 }
 
 /// The list, as the kernel takes it.
-pub(super) fn program() -> Result<BpfProgram, BackendError> {
+pub(super) fn program(purpose: Purpose) -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         FREE.iter().chain(OLD).map(|&call| (call, Vec::new())).collect();
+    if purpose == Purpose::Folders {
+        rules.extend(FILES.iter().chain(OLD_FILES).map(|&call| (call, Vec::new())));
+        // Overlayfs' mark of a missing file, and no other device.
+        rules.insert(libc::SYS_mknodat, values(3, &[0])?);
+    }
     let no_code = number(libc::PROT_EXEC);
     rules.insert(libc::SYS_mmap, bits(2, no_code, 0)?);
     rules.insert(libc::SYS_mprotect, bits(2, no_code, 0)?);
@@ -169,8 +191,6 @@ pub(super) fn program() -> Result<BpfProgram, BackendError> {
     rules.insert(libc::SYS_fcntl, values(1, &commands)?);
     // Whether a descriptor waits; nothing that a device or a terminal would act on.
     rules.insert(libc::SYS_ioctl, values(1, &[number(libc::FIONBIO), number(libc::FIOCLEX)])?);
-    // Overlayfs' mark of a missing file, and no other device.
-    rules.insert(libc::SYS_mknodat, values(3, &[0])?);
     let architecture: TargetArch = std::env::consts::ARCH.try_into()?;
     let errno = u32::try_from(libc::ENOSYS).unwrap_or_default();
     SeccompFilter::new(rules, SeccompAction::Errno(errno), SeccompAction::Allow, architecture)?.try_into()

@@ -46,7 +46,7 @@ fn outside(mut life: UnixStream, sockets: &[PathBuf], serve: impl FnOnce() -> io
         // Nobody writes here: this is the end of the other process.
         Ok(()) => life.read(&mut [0]).map_or(1, |_| 0),
         Err(error) => {
-            tracing::error!(%error, "Failed to serve the control socket");
+            tracing::error!(%error, "The process outside of the sandbox cannot serve");
             1
         }
     };

@@ -1,4 +1,4 @@
-//! The sandbox of the file system device: what is left to a guest that has taken over the whole process.
+//! The sandbox of the devices: what is left to a guest that has taken over the whole process.
 //!
 //! The server keeps a guest in its shares ([`fuse`](crate::fuse)). This is for the day when a flaw lets the guest run code of
 //! its own here. From then on nothing in this process counts, and threads share their memory, so the bolts hold for the
@@ -20,6 +20,9 @@
 //! and ends too. Landlock's rules could let shares in only before the sandbox closes, and it leaves attributes to be read and
 //! changed at any path: that is why namespaces close the file system here, and Landlock the rest.
 //!
+//! The vsock device has the same, with no files at all and no capability: the door dials for it, and takes a guest's number
+//! and a port for it, and no path ([`ask`]). A dial costs one hop more.
+//!
 //! A process-id namespace is not used: it would cost one more process for what the list of calls refuses anyway.
 //!
 //! **What may be missing.** A kernel or a container may refuse namespaces to a user that is no root. Then a server that is
@@ -33,6 +36,7 @@
 
 mod bolts;
 mod calls;
+mod dial;
 mod door;
 mod world;
 
@@ -42,6 +46,8 @@ use std::os::fd::OwnedFd;
 
 use thiserror::Error;
 
+pub use calls::Purpose;
+pub use dial::{ask, serve_dials};
 pub use door::Door;
 
 /// How much of a sandbox there must be.
@@ -143,7 +149,7 @@ impl Sandbox {
     }
 
     /// Leaves all behind. Descriptors stay as they are; the calls listed in `calls.rs` are what may be done from now on.
-    pub fn close(mut self) -> Result<Report, SandboxError> {
+    pub fn close(mut self, purpose: Purpose) -> Result<Report, SandboxError> {
         if self.mode == Mode::Off {
             return Ok(self.report);
         }
@@ -151,11 +157,11 @@ impl Sandbox {
             // Half outside is nowhere: this one must not fail.
             world::leave().map_err(SandboxError::Root)?;
         }
-        let privileged = crate::fuse::sys::is_privileged();
-        self.report.note("capabilities", bolts::drop_capabilities(privileged));
+        let acts_for_others = purpose == Purpose::Folders && crate::fuse::sys::is_privileged();
+        self.report.note("capabilities", bolts::drop_capabilities(acts_for_others));
         self.report.note("no new privileges", bolts::no_new_privileges());
         self.report.note("Landlock", bolts::landlock());
-        self.report.note("seccomp", bolts::filter());
+        self.report.note("seccomp", bolts::filter(purpose));
         self.check()?;
         Ok(self.report)
     }

@@ -18,7 +18,7 @@ use crate::io::Endpoint;
 use crate::virtio::Device;
 use crate::virtio::vsock::sibling::{Member, Switch};
 use crate::virtio::vsock::spec::HOST_CID;
-use crate::virtio::vsock::uds::{Arrival, Reception, UdsError, UdsHost, bind};
+use crate::virtio::vsock::uds::{Arrival, Dialer, Reception, UdsError, UdsHost, bind};
 use crate::virtio::vsock::{ConnectError, Greeting, Limits, Readiness, Vsock};
 
 /// Why the server cannot start or go on.
@@ -90,13 +90,19 @@ fn parse(token: Token) -> Option<(usize, Kind, usize)> {
 }
 
 impl Server {
-    /// Opens all sockets. With `once`, [`run`](Self::run) returns when the VMM of any guest has gone.
-    pub fn new(specs: Vec<GuestSpec>, once: bool) -> Result<Self, ServerError> {
+    /// Opens all sockets. With `once`, [`run`](Self::run) returns when the VMM of any guest has gone. `dialer` makes of a
+    /// guest's number what reaches the host's listeners for it.
+    pub fn new(
+        specs: Vec<GuestSpec>,
+        once: bool,
+        dialer: impl Fn(usize, &GuestSpec) -> Dialer,
+    ) -> Result<Self, ServerError> {
         let poll = Poll::new().map_err(ServerError::Poll)?;
         let siblings = Switch::new(specs.iter().map(|spec| spec.cid));
         let mut guests = Vec::new();
         for (number, spec) in specs.into_iter().enumerate() {
-            guests.push(Guest::new(number, spec, &poll, siblings.member(number))?);
+            let dialer = dialer(number, &spec);
+            guests.push(Guest::new(number, spec, dialer, &poll, siblings.member(number))?);
         }
         Ok(Self { poll, guests, siblings, stop: None, once })
     }
@@ -185,10 +191,16 @@ impl Server {
 }
 
 impl Guest {
-    fn new(number: usize, spec: GuestSpec, poll: &Poll, siblings: Member) -> Result<Self, ServerError> {
+    fn new(
+        number: usize,
+        spec: GuestSpec,
+        dialer: Dialer,
+        poll: &Poll,
+        siblings: Member,
+    ) -> Result<Self, ServerError> {
         let registry = poll.registry().try_clone().map_err(ServerError::Poll)?;
         let stream_token = Box::new(move |id| token(number, Kind::Stream, id as usize));
-        let host = UdsHost::new(&spec.uds, registry, stream_token, siblings);
+        let host = UdsHost::new(&spec.uds, dialer, registry, stream_token, siblings);
         let device = Vsock::new(spec.cid, spec.limits, Box::new(host))?;
         let mut reception = Reception::new(&spec.uds, &spec.ports)?;
         reception

@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
@@ -254,9 +255,24 @@ fn parse_line(bytes: &[u8]) -> Line {
     port.map_or(Line::Bad, |port| Line::Connect { port, length: end + 1 })
 }
 
+/// Connects to whoever listens for a port of the guest's host, and waits for nobody.
+pub fn dial(stem: &Path, port: u32) -> io::Result<net::UnixStream> {
+    UnixStream::connect(port_path(stem, port)).map(|stream| OwnedFd::from(stream).into())
+}
+
+fn port_path(stem: &Path, port: u32) -> PathBuf {
+    let mut path = stem.to_owned().into_os_string();
+    path.push(format!("_{port}"));
+    path.into()
+}
+
+/// What dials a port for a guest.
+pub type Dialer = Box<dyn Fn(u32) -> io::Result<net::UnixStream>>;
+
 /// Reaches the host's listeners for a guest, and watches streams with `mio`.
 pub struct UdsHost {
     path: PathBuf,
+    dialer: Dialer,
     registry: Registry,
     token: Box<dyn Fn(StreamId) -> Token>,
     siblings: Member,
@@ -266,11 +282,12 @@ impl UdsHost {
     /// Streams are reported to `registry` under the tokens that `token` makes of their ids.
     pub fn new(
         path: &Path,
+        dialer: Dialer,
         registry: Registry,
         token: Box<dyn Fn(StreamId) -> Token>,
         siblings: Member,
     ) -> Self {
-        Self { path: path.to_owned(), registry, token, siblings }
+        Self { path: path.to_owned(), dialer, registry, token, siblings }
     }
 }
 
@@ -279,15 +296,15 @@ impl Host for UdsHost {
         if key.peer_cid != HOST_CID {
             return self.siblings.dial(key);
         }
-        let mut path = self.path.clone().into_os_string();
-        path.push(format!("_{}", key.peer_port));
-        let path = PathBuf::from(path);
-        match UnixStream::connect(&path) {
+        let path = || port_path(&self.path, key.peer_port).display().to_string();
+        let dialed = (self.dialer)(key.peer_port).and_then(|stream| {
+            stream.set_nonblocking(true)?;
+            Ok(UnixStream::from_std(stream))
+        });
+        match dialed {
             Ok(stream) => Ok(Dial::Ready(Endpoint::Unix(stream))),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                Err(DialError::Busy { path: path.display().to_string() })
-            }
-            Err(source) => Err(DialError::Refused { path: path.display().to_string(), source }),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(DialError::Busy { path: path() }),
+            Err(source) => Err(DialError::Refused { path: path(), source }),
         }
     }
 
