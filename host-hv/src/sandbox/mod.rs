@@ -21,7 +21,7 @@
 //! changed at any path: that is why namespaces close the file system here, and Landlock the rest.
 //!
 //! The vsock device has the same, with no files at all and no capability: the door dials for it, and takes a guest's number
-//! and a port for it, and no path ([`ask`]). A dial costs one hop more.
+//! and a port for it, and no path ([`ask`]). A dial costs one hop more. Landlock closes all files for it.
 //!
 //! A process-id namespace is not used: it would cost one more process for what the list of calls refuses anyway.
 //!
@@ -160,7 +160,7 @@ impl Sandbox {
         let acts_for_others = purpose == Purpose::Folders && crate::fuse::sys::is_privileged();
         self.report.note("capabilities", bolts::drop_capabilities(acts_for_others));
         self.report.note("no new privileges", bolts::no_new_privileges());
-        self.report.note("Landlock", bolts::landlock());
+        self.report.note("Landlock", bolts::landlock(purpose));
         self.report.note("seccomp", bolts::filter(purpose));
         self.check()?;
         Ok(self.report)
