@@ -149,9 +149,9 @@ fn shares_come_and_go_while_the_guest_runs_with_no_step_in_it() -> Result<()> {
 /// Says every inotify event of a directory, a line each: what, and the name. No package is needed for it.
 const WATCHER: &str = r#"
 my %names = (2 => "modify", 4 => "attrib", 8 => "close_write", 0x40 => "from", 0x80 => "to", 0x100 => "create",
-    0x200 => "delete", 0x40000100 => "mkdir", 0x40000200 => "rmdir", 0x40000040 => "dir_from", 0x40000080 => "dir_to");
+    0x200 => "delete", 0x400 => "delete_self", 0x800 => "move_self", 0x40000100 => "mkdir", 0x40000200 => "rmdir", 0x40000040 => "dir_from", 0x40000080 => "dir_to");
 my $fd = syscall(26, 0);
-for my $path (@ARGV) { my $zero = "$path\0"; syscall(27, $fd, $zero, 0x3ce) >= 0 or die "$path: $!" }
+for my $path (@ARGV) { my $zero = "$path\0"; syscall(27, $fd, $zero, 0xfce) >= 0 or die "$path: $!" }
 open(my $in, "<&=", $fd) or die $!;
 $| = 1;
 print "ready\n";
@@ -160,7 +160,7 @@ while (sysread($in, my $bytes, 65536)) {
         my ($wd, $mask, $cookie, $len) = unpack("iIII", $bytes);
         my $name = unpack("Z*", substr($bytes, 16, $len));
         substr($bytes, 0, 16 + $len) = "";
-        print(($names{$mask} // sprintf("%x", $mask)), " $name\n") if length $name;
+        print(($names{$mask} // sprintf("%x", $mask)), " ", length $name ? $name : ".", "\n");
     }
 }
 "#;
@@ -171,6 +171,7 @@ fn what_others_do_on_the_host_is_told_to_whoever_watches_in_the_guest() -> Resul
     let folder = host.home().join("src");
     fs::create_dir_all(folder.join("sub"))?;
     fs::write(folder.join("old"), "old\n")?;
+    fs::write(folder.join("itself"), "watched itself\n")?;
     host.run(&["share", "add", "vm", &folder.display().to_string()])?.text()?;
     host.start_agent()?;
     guest.wait_until("pgrep -f 'share [r]eplay'", Duration::from_secs(240))?;
@@ -178,7 +179,7 @@ fn what_others_do_on_the_host_is_told_to_whoever_watches_in_the_guest() -> Resul
     guest.check(
         "ls /mnt/hospes/src /mnt/hospes/src/sub; cat /mnt/hospes/src/old
          systemd-run --quiet --unit=watch -p StandardOutput=append:/root/events \\
-             perl /root/watch.pl /mnt/hospes/src /mnt/hospes/src/sub",
+             perl /root/watch.pl /mnt/hospes/src /mnt/hospes/src/sub /mnt/hospes/src/itself",
     )?;
     guest.wait_until("grep -q ready /root/events", Duration::from_secs(60))?;
     let expect = |what: &str, lines: &[&str]| -> Result<()> {
@@ -206,6 +207,13 @@ fn what_others_do_on_the_host_is_told_to_whoever_watches_in_the_guest() -> Resul
     fs::remove_file(folder.join("sub/moved"))?;
     fs::remove_dir(folder.join("sub/deep"))?;
     expect("removed", &["delete moved", "rmdir deep"])?;
+    // A file that is watched itself, and not by way of its directory.
+    fs::write(folder.join("itself"), "changed\n")?;
+    expect("changed itself", &["modify itself", "modify ."])?;
+    fs::rename(folder.join("itself"), folder.join("sub/itself"))?;
+    expect("moved itself", &["to itself", "move_self ."])?;
+    fs::remove_file(folder.join("sub/itself"))?;
+    expect("removed itself", &["delete itself", "delete_self ."])?;
     // An editor's way: a new file beside the old one, moved over it.
     fs::write(folder.join(".old.swp"), "edited\n")?;
     fs::rename(folder.join(".old.swp"), folder.join("old"))?;
