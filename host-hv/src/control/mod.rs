@@ -21,8 +21,8 @@
 //! {"number": 1, "act": "make", "path": "src/new.c", "kind": 32768}
 //! ```
 
-//! Two halves, since a sandboxed device cannot open what clients name: [`mod@front`] has the socket and the host's files in
-//! view, opens a folder that is to be shared, and passes each request on with what goes with it; [`mod@desk`] is in the
+//! Two halves, since a sandboxed device cannot open what clients name: [`front()`] has the socket and the host's files in
+//! view, opens a folder that is to be shared, and passes each request on with what goes with it; [`desk()`] is in the
 //! device, acts and answers. A stream joins them, with one request on it at a time.
 
 mod desk;
