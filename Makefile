@@ -1,7 +1,7 @@
 # Hospes: every target does its own set-up on a fresh Debian 12 machine, as root or with sudo, and says what it does.
 
 .NOTPARALLEL:
-.PHONY: help setup lab desktops build guest floor package packages test test-crates test-guest demo bench check fuzz torture test-vsock test-time test-share suites guest-shell clean-lab
+.PHONY: help setup lab desktops build guest floor package packages test test-crates test-guest test-desktop demo bench check fuzz torture test-vsock test-time test-share suites guest-shell clean-lab
 
 # One clock for the whole run: every line of progress tells the time since it began.
 ifndef HOSPES_STARTED
@@ -17,6 +17,7 @@ help:
 	@echo 'make bench     what it costs, beside peers and floor, as a table and target/bench.json'
 	@echo 'make check     format, clippy, docs, licences'
 	@echo 'make fuzz      every decoder, coverage-guided'
+	@echo 'make test-desktop  the clipboard on the desktops of Debian 13 and of sid, with 500 MiB in it (20 minutes)'
 	@echo 'make test-vsock  the kernel'\''s own test of vsock, between two guests'
 	@echo 'make test-share  pjdfstest, fsx, git, sqlite, a build and stress-ng on a shared folder (half an hour)'
 	@echo 'make test-time   the guest'\''s clock after 22 pauses for each time service (20 minutes)'
@@ -92,6 +93,13 @@ bench: setup lab suites build floor package
 	cargo build --quiet --locked --release -p host-hv --bin host-hv; \
 	say 'Measuring'; \
 	cargo run --quiet --locked --profile lab -p integration-tests --bin bench
+
+test-desktop: setup build
+	@$(env) for suite in trixie sid; do \
+	    sh tests/lab/desktops.sh $$suite; export DESKTOPS_SUITE=$$suite; \
+	    say "Copying and pasting on the desktops of Debian $$suite"; \
+	    cargo test --locked -p integration-tests --test clipboard_matrix -- --include-ignored --test-threads 2; \
+	done
 
 test-vsock: setup lab build package
 	@$(env) program=$$(sh tests/lab/peers.sh vsock-test); \

@@ -72,6 +72,11 @@ impl Beside {
         Ok(host)
     }
 
+    /// The daemon's process id.
+    pub fn pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Process::pid)
+    }
+
     /// Where the daemon listens.
     pub fn socket(&self) -> PathBuf {
         self.path("socket")

@@ -1,9 +1,10 @@
 //! Desktops without a screen: the real compositors and X servers of Debian 13, each with a runtime directory and a session
 //! bus of its own. They run in a tree that `tests/lab/desktops.sh` makes, as a user without rights.
 
-mod logind;
+mod dialog;
 mod programs;
 mod rig;
+mod services;
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -14,9 +15,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-pub use self::logind::{Logind, Sitting};
+pub use self::dialog::Toolkit;
 pub use self::programs::{Copied, helper, helper_of, noise};
 pub use self::rig::Rig;
+pub use self::services::{Logind, Manager, Sitting};
 use crate::lab::workspace;
 use crate::{Deadline, Process, spawn};
 
@@ -101,6 +103,8 @@ pub struct Compositor {
     display: Option<u32>,
     /// How X programs reach a compositor's Xwayland.
     x_environment: Vec<(&'static str, String)>,
+    /// The manager that knows the display of a session of X: nobody else tells the helper, which was there before.
+    manager: Option<Manager>,
     directory: TempDir,
     tree: PathBuf,
 }
@@ -136,6 +140,7 @@ impl Compositor {
             bus: None,
             display: None,
             x_environment: Vec::new(),
+            manager: None,
             directory,
             tree,
         };
@@ -144,6 +149,9 @@ impl Compositor {
         let socket = compositor.runtime().join("bus");
         answers("the session bus", &mut bus, &socket)?;
         compositor.bus = Some(bus);
+        if kind == Kind::X11 {
+            compositor.manager = Some(Manager::start(&format!("unix:path={}", socket.display()))?);
+        }
         compositor.restart()?;
         Ok(compositor)
     }
@@ -166,6 +174,9 @@ impl Compositor {
             answers("the compositor's socket", &mut process, &socket)?;
         }
         self.process = Some(process);
+        if let (Some(manager), Some(display)) = (&self.manager, self.display) {
+            manager.set(&[("DISPLAY", format!(":{display}"))])?;
+        }
         if self.kind == Kind::Mutter {
             self.x_environment =
                 Deadline::after(PATIENCE).poll("Mutter's Xwayland", || Ok(self.xwayland().ok()))?;
@@ -297,8 +308,15 @@ impl Compositor {
             all.extend(["setpriv", "--pdeathsig=KILL"].map(str::to_owned));
         }
         all.extend(
-            ["env", "-i", "PATH=/usr/bin:/bin", "LANG=C.UTF-8", "GSETTINGS_BACKEND=memory"]
-                .map(str::to_owned),
+            [
+                "env",
+                "-i",
+                "PATH=/usr/bin:/bin",
+                "LANG=C.UTF-8",
+                "GSETTINGS_BACKEND=memory",
+                "GSK_RENDERER=cairo",
+            ]
+            .map(str::to_owned),
         );
         all.extend(
             ["WLR_BACKENDS=headless", "WLR_RENDERER=pixman", "WLR_LIBINPUT_NO_DEVICES=1"].map(str::to_owned),

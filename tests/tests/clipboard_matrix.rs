@@ -1,9 +1,10 @@
 //! Every desktop's clipboard: what is copied with the programs that people use there is pasted on the host, and back.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use integration_tests::Deadline;
-use integration_tests::desktop::{Compositor, Kind, Rig, noise};
-use std::time::Duration;
+use integration_tests::desktop::{Compositor, Kind, Rig, Toolkit, noise};
 
 const TEXT: &str = "text/plain;charset=utf-8";
 
@@ -114,6 +115,30 @@ fn of_many_quick_copies_the_last_one_is_pasted() -> Result<()> {
 }
 
 #[test]
+fn programs_of_gtk_and_qt_copy_and_paste() -> Result<()> {
+    // Where a test can press keys, and the toolkit has what it needs for that desktop.
+    let places = [
+        (Kind::Sway, Toolkit::Gtk),
+        (Kind::Labwc, Toolkit::Gtk),
+        (Kind::X11, Toolkit::Gtk),
+        (Kind::X11, Toolkit::Qt),
+    ];
+    for (kind, toolkit) in places {
+        on(kind, |rig| {
+            let _copied = rig.here.copy(TEXT, "für dort".as_bytes(), &[])?;
+            rig.there.pastes(TEXT, "für dort".as_bytes(), &[])?;
+            assert_eq!(rig.there.paste_into(toolkit)?, "für dort");
+            let copied = "für hier";
+            rig.there.copy_from(toolkit, copied, || {
+                Ok(rig.here.paste(TEXT, &[])?.as_deref() == Some(copied.as_bytes()))
+            })
+        })
+        .with_context(|| format!("With {toolkit:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_secret_stays_where_it_is() -> Result<()> {
     each(|rig| {
         let _copied = rig.there.copy(TEXT, b"no secret", &[])?;
@@ -144,12 +169,59 @@ fn a_desktop_that_dies_and_comes_back_is_found_again() -> Result<()> {
                     })
                     .with_context(|| format!("On {kind:?}"))?;
             }
-            if kind == Kind::X11 {
-                // Another server has another number, which the helper's environment does not have.
-                break;
-            }
             rig.there.restart()?;
         }
     }
     Ok(())
+}
+
+/// How much of memory a process had at most, or has, in KiB: a line of /proc/PID/status.
+fn memory(pid: u32, line: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let found = status.lines().find_map(|text| text.strip_prefix(line)).context("no such line")?;
+    Ok(found.trim_matches(|c: char| !c.is_ascii_digit()).parse()?)
+}
+
+#[test]
+#[ignore = "takes minutes: make test-desktop"]
+fn half_a_gibibyte_takes_little_memory() -> Result<()> {
+    let bytes = noise(500 << 20);
+    each(|rig| {
+        for (from, to) in rig.ways() {
+            let _copied = from.copy("application/octet-stream", &bytes, &[])?;
+            to.pastes("application/octet-stream", &bytes, &[])
+                .with_context(|| format!("{:?}", from.kind()))?;
+        }
+        let daemon = rig.guest.pid().context("no daemon")?;
+        let [helper, daemon] = [memory(rig.helper.pid(), "VmHWM:")?, memory(daemon, "VmHWM:")?];
+        eprintln!("{:?}: helper {helper} KiB, daemon {daemon} KiB at most", rig.there.kind());
+        ensure!(helper < 24 << 10 && daemon < 24 << 10, "helper {helper} KiB, daemon {daemon} KiB");
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "takes minutes: make test-desktop"]
+fn while_nothing_happens_it_sleeps_and_is_small() -> Result<()> {
+    let switches = |pid: u32| -> Result<u64> {
+        let mut all = 0;
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            let status = std::fs::read_to_string(task?.path().join("status"))?;
+            let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            all += count.context("no count")?.trim().parse::<u64>()?;
+        }
+        Ok(all)
+    };
+    each(|rig| {
+        let _copied = rig.there.copy(TEXT, b"x", &[])?;
+        rig.here.pastes(TEXT, b"x", &[])?;
+        std::thread::sleep(Duration::from_secs(15));
+        let before = switches(rig.helper.pid())?;
+        std::thread::sleep(Duration::from_secs(30));
+        assert_eq!(switches(rig.helper.pid())?, before, "it woke up");
+        let resident = memory(rig.helper.pid(), "VmRSS:")?;
+        eprintln!("{:?}: the helper has {resident} KiB", rig.there.kind());
+        ensure!(resident <= 8 << 10, "the helper has {resident} KiB");
+        Ok(())
+    })
 }

@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Compositor, Kind, PATIENCE};
+use super::{Compositor, PATIENCE};
 use crate::{Beside, Deadline, Lab, Process, spawn};
 
 /// As what [`Compositor::copies`] copies.
@@ -132,10 +132,6 @@ pub fn helper_of(guest: &Beside, desktop: &Compositor) -> Result<Process> {
 fn start_helper(guest: &Beside, desktop: &Compositor, through: &[&str]) -> Result<Process> {
     let program = Lab::program("hospes-desktop")?;
     let mut words = vec!["-i".to_owned(), format!("XDG_RUNTIME_DIR={}", desktop.runtime().display())];
-    if desktop.kind() == Kind::X11 {
-        // As in the environment that a session of X gives its manager.
-        words.extend(desktop.environment().into_iter().map(|(name, value)| format!("{name}={value}")));
-    }
     words.extend(through.iter().map(|word| (*word).to_owned()));
     words.extend([program.display().to_string(), "--run".into()]);
     words.push(guest.directory().join("run").display().to_string());

@@ -1,7 +1,7 @@
 //! Who sits at the screen, as logind tells it (org.freedesktop.login1(5)): the active session of seat0, where it is a
 //! user's own and not locked.
 
-use zbus::{Connection, MessageStream, OwnedVariant, Variant, connection};
+use zbus::{Connection, Message, MessageStream, OwnedVariant, Variant, connection};
 
 use crate::daemon::systemd::next;
 
@@ -33,14 +33,28 @@ async fn try_follow(address: Option<&str>, seated: impl Fn(Option<u32>)) -> zbus
         );
         connection.call_method(Some(bus), path, Some(bus), "AddMatch", &rule.as_str()).await?;
     }
+    let told =
+        |message: &Message| message.header().member().is_some_and(|member| member == "PropertiesChanged");
     loop {
-        seated(at_screen(&connection).await);
-        // One reading for all that has come meanwhile would do; changes are rare.
-        loop {
-            let Some(message) = next(&mut messages).await else { return Ok(()) };
-            if message.header().member().is_some_and(|member| member == "PropertiesChanged") {
-                break;
+        // What arrives meanwhile is taken from the connection: its queue is short, and a full one would keep back the
+        // answers too. It may be news of what was read already.
+        let mut overtaken = false;
+        let active = {
+            let mut reading = std::pin::pin!(at_screen(&connection));
+            loop {
+                tokio::select! {
+                    active = &mut reading => break active,
+                    message = next(&mut messages) => match message {
+                        Some(message) => overtaken |= told(&message),
+                        None => return Ok(()),
+                    },
+                }
             }
+        };
+        seated(active);
+        while !overtaken {
+            let Some(message) = next(&mut messages).await else { return Ok(()) };
+            overtaken = told(&message);
         }
     }
 }
