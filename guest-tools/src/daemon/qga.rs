@@ -1,9 +1,8 @@
 //! The doors of the QEMU guest agent's protocol: a vsock port, and a port on virtio-serial.
 
-use std::fs::OpenOptions;
+mod port;
+
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +10,12 @@ use std::time::Duration;
 use hospes_protocol::power::{Power, PowerAction};
 use hospes_protocol::qga::{DELIMITER, Piece, Splitter};
 use serde_json::{Value, json};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time;
 
+use self::port::Port;
 use super::transport::{Address, Listener, Stream, is_passing};
 use super::{Daemon, EXHAUSTED, PowerAnswer};
-use crate::async_fd;
 use crate::info;
 use crate::qga::command::{self, Ask, Command, Mode};
 use crate::qga::reply::{self, Refusal};
@@ -100,41 +97,19 @@ async fn serial(daemon: Arc<Daemon>) {
 }
 
 async fn try_serial(daemon: &Arc<Daemon>) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(SERIAL)?;
-    let port = async_fd::register(OwnedFd::from(file), Interest::READABLE | Interest::WRITABLE)?;
+    let port = Port::open(Path::new(SERIAL))?;
     tracing::info!("The QEMU guest agent's protocol is served at {SERIAL}");
     let mut splitter = Splitter::new();
     let mut bytes = [0; READ];
     loop {
-        let read = {
-            let mut ready = port.readable().await?;
-            match nix::unistd::read(port.get_ref().as_fd(), &mut bytes) {
-                // Nobody holds the other end: the next event is that somebody does.
-                Ok(0) | Err(nix::Error::EAGAIN) => {
-                    ready.clear_ready();
-                    continue;
-                }
-                Ok(read) => read,
-                Err(nix::Error::EINTR) => continue,
-                Err(error) => return Err(error.into()),
-            }
-        };
+        let read = port.read(&mut bytes).await?;
         for piece in pieces(&mut splitter, &bytes[..read]) {
             let groups = daemon.config().qga.serial.clone();
             let reply = answer(daemon, piece, &groups, "virtio-serial").await;
             // A host that reads nothing loses its reply; it says so itself, by asking again.
-            let _ = time::timeout(WRITE, write(&port, &reply)).await;
+            let _ = time::timeout(WRITE, port.write_all(&reply)).await;
         }
     }
-}
-
-async fn write(port: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let written = port.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, bytes)?)).await?;
-        bytes = bytes.get(written..).unwrap_or_default();
-    }
-    Ok(())
 }
 
 fn pieces(splitter: &mut Splitter, bytes: &[u8]) -> Vec<Piece> {
@@ -221,6 +196,10 @@ async fn set_time(daemon: &Arc<Daemon>, time: Option<i64>, door: &str) -> Result
     };
     if !daemon.times.is_ours() {
         return Err(Refusal::new("This clock is not to be set by the guest tools"));
+    }
+    // Whoever proves nothing does not set a clock that a trusted host keeps.
+    if daemon.times.is_kept() {
+        return Err(Refusal::new("A host that this guest trusts keeps its clock"));
     }
     let by = to - kernel::now(nix::time::ClockId::CLOCK_REALTIME).map_err(os)?;
     kernel::step(by).map_err(os)?;

@@ -62,6 +62,11 @@ impl Times {
         self.ours
     }
 
+    /// Whether a trusted host is there whose time is kept.
+    pub(super) fn is_kept(&self) -> bool {
+        self.lead.available_permits() == 0
+    }
+
     /// This machine has slept.
     pub(super) fn woke(&self) {
         self.woke.send_modify(|times| *times += 1);
