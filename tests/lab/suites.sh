@@ -13,8 +13,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 # What runs on a share: git, a database, a load of every file system call, a meter, a compiler, and who asks for
 # attributes; then what they take for granted.
 packages=git,sqlite3,stress-ng,fio,gcc,libc6-dev,make,attr,acl,libcap2-bin,python3
-base=base-files,base-passwd,bash,coreutils,dash,diffutils,findutils,grep,gzip,hostname,mawk,ncurses-bin,perl-base
-base=$base,procps,sed,tar,util-linux,xz-utils
+base=base-files,base-passwd,bash,coreutils,dash,debianutils,diffutils,findutils,grep,gzip,hostname,mawk,mount
+base=$base,ncurses-bin,perl-base,procps,sed,tar,util-linux,xz-utils
 # What is built there: a C project of the size that a build under emulation takes half a minute for.
 project=zlib
 release=trixie
@@ -71,6 +71,7 @@ cp "$tree/usr/share/base-passwd/passwd.master" "$tree/etc/passwd"
 cp "$tree/usr/share/base-passwd/group.master" "$tree/etc/group"
 ln -sf mawk "$tree/usr/bin/awk"
 ln -sf gcc "$tree/usr/bin/cc"
+ln -sf which.debianutils "$tree/usr/bin/which"
 cp "$build"/source/*.orig.tar.* "$tree/usr/src/"
 rm -rf "$tree"/var/lib/apt/lists/* "$tree"/var/cache/apt/*.bin "$tree"/var/cache/apt/archives/*.deb
 mke2fs -q -t ext4 -O ^has_journal -m 0 -E lazy_itable_init=0,assume_storage_prezeroed=1 -d "$tree" "$build/image" 1536M >/dev/null
