@@ -139,7 +139,7 @@ pub struct Qga {
 
 impl Default for Qga {
     fn default() -> Self {
-        Self { vsock: vec![Group::Read, Group::Time], serial: vec![Group::Read, Group::Time, Group::Power] }
+        Self { vsock: vec![Group::Read, Group::Time], serial: Vec::new() }
     }
 }
 
