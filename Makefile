@@ -86,7 +86,7 @@ demo: setup lab build package
 	@$(env) say 'Telling the story'; \
 	cargo run --quiet --locked -p integration-tests --bin demo
 
-bench: setup lab suites build floor package
+bench: setup lab suites desktops build floor package
 	@$(env) VSOCK_PEER=$$(sh tests/lab/peers.sh vsock-device); export VSOCK_PEER; \
 	sh tests/lab/peers.sh virtiofsd >/dev/null; \
 	cargo build --quiet --locked --profile lab -p host-hv --example vsock_bench; \

@@ -1,7 +1,7 @@
 //! `make bench`: what Hospes costs, beside its peers and the floor, in the same guest and the same run.
 //!
 //! ```text
-//! bench [AREA …]     exec, bytes, files, cost, vsock, share, notify; all without
+//! bench [AREA …]     exec, bytes, files, cost, vsock, share, notify, clipboard; all without
 //! ```
 //! Measurements of one row are interleaved, so that a machine whose speed drifts slows all of them alike; a figure is a
 //! median, and a bar is held against ratios of the same run. `target/bench.json` is a list of rows, `{area, metric, unit,
@@ -9,6 +9,7 @@
 //! rest.
 
 mod bytes;
+mod clipboard;
 mod cost;
 mod exec;
 mod files;
@@ -43,6 +44,7 @@ const AREAS: &[Area] = &[
     ("vsock", Measure::Alone(vsock::measure)),
     ("share", Measure::Alone(share::measure)),
     ("notify", Measure::Alone(notify::measure)),
+    ("clipboard", Measure::Alone(clipboard::measure)),
 ];
 
 fn main() -> ExitCode {
