@@ -60,30 +60,44 @@ impl Places {
     }
 
     /// Where a socket may appear.
-    fn directories(&self) -> impl Iterator<Item = &Path> {
+    pub fn directories(&self) -> impl Iterator<Item = &Path> {
         let named = self.wayland.as_deref().map(Path::new).filter(|path| path.is_absolute());
         let all = named.and_then(Path::parent).into_iter().chain(self.runtime.as_deref());
         all.chain(std::iter::once(Path::new(X_SOCKETS)))
     }
 
     /// The session's bus.
-    fn bus(&self) -> Option<String> {
+    #[must_use]
+    pub fn bus(&self) -> Option<String> {
         self.bus.clone().or_else(|| bus::usual_address(self.runtime.as_deref()?))
     }
 
+    /// The X display, as we or the session's programs were told, and the file with its cookie.
+    pub async fn x_display(&self) -> Option<(String, Option<PathBuf>)> {
+        if let Some(display) = &self.display {
+            return Some((display.clone(), self.authority.clone()));
+        }
+        let bus = Bus::connect(&self.bus()?).await.ok()?;
+        let Environment { display, authority } = bus.environment().await;
+        Some((display?, authority.or_else(|| self.authority.clone())))
+    }
+
     /// Whether there is something that may become a desktop.
-    fn promising(&self) -> bool {
+    #[must_use]
+    pub fn promising(&self) -> bool {
         let server = |entries: std::fs::ReadDir| entries.flatten().next().is_some();
         !self.sockets().is_empty() || std::fs::read_dir(X_SOCKETS).is_ok_and(server)
     }
 
     /// The name that the likeliest socket will have there.
-    fn name(&self) -> Option<&str> {
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
         Path::new(self.wayland.as_deref()?).file_name()?.to_str()
     }
 
     /// The sockets to try, the likeliest first.
-    fn sockets(&self) -> Vec<PathBuf> {
+    #[must_use]
+    pub fn sockets(&self) -> Vec<PathBuf> {
         let mut sockets = Vec::new();
         if let Some(named) = &self.wayland {
             let path = Path::new(named);

@@ -20,8 +20,8 @@ pub mod peer;
 pub mod pump;
 pub mod types;
 
+pub mod readiness;
 pub mod watch;
 
 mod bus;
 mod pipe;
-mod readiness;

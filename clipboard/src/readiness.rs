@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 ///
 /// # Errors
 /// The operating system's.
-pub(crate) fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` has one descriptor for all its life, which stays open until it is dropped; the `AsyncFd`
     // owns it and takes it out of the event loop before.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)

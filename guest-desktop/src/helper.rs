@@ -13,6 +13,7 @@ use hospes_clipboard::peer;
 use hospes_clipboard::pump::{self, Into, Wire};
 use hospes_protocol::clipboard::{Channel, Feed, Fetch, Set, Share, Side};
 use hospes_protocol::codec;
+use hospes_protocol::display::{Display, State};
 use hospes_protocol::error::{ErrorKind, WireError};
 use hospes_protocol::frame::{self, FrameId};
 use nix::sys::socket::{Shutdown, shutdown};
@@ -22,9 +23,16 @@ use tokio::task::spawn_local;
 use tokio::time::{Duration, sleep};
 
 use crate::daemon::Daemon;
+use crate::display::follow::Refusal;
+use crate::display::serve as screens;
 
 /// How long after the daemon has left it is looked for.
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// Characters of a desktop's words that cross.
+const WORDS: usize = 300;
+/// Screens that are told of.
+const SCREENS: usize = 32;
 
 /// What the helper is told on its command line.
 #[derive(Debug, Clone)]
@@ -39,9 +47,12 @@ pub struct Options {
 pub async fn run(options: Options) {
     let (handle, orders, mut events) = back_end::ends();
     let clipboard = Rc::new(Clipboard::guest(handle));
+    let (screens, screen_orders) = screens::ends();
+    spawn_local(screens::serve(options.places.clone(), screen_orders));
     spawn_local(desktop::serve(options.places, orders));
     let (present, presence) = watch::channel(false);
-    spawn_local(attend(options.daemon, Rc::clone(&clipboard), presence));
+    let desktop = Desktop { clipboard: Rc::clone(&clipboard), screens };
+    spawn_local(attend(options.daemon, Rc::new(desktop), presence));
     while let Some(event) = events.recv().await {
         match &event {
             Event::Came { back_end, .. } => {
@@ -58,18 +69,34 @@ pub async fn run(options: Options) {
     }
 }
 
+/// What there is of a desktop.
+#[derive(Debug)]
+struct Desktop {
+    clipboard: Rc<Clipboard>,
+    screens: screens::Handle,
+}
+
 /// Is connected to the daemon while there is a desktop.
-async fn attend(socket: PathBuf, clipboard: Rc<Clipboard>, mut presence: watch::Receiver<bool>) {
+async fn attend(socket: PathBuf, desktop: Rc<Desktop>, mut presence: watch::Receiver<bool>) {
     let user =
         User::from_uid(geteuid()).ok().flatten().map_or_else(|| geteuid().to_string(), |user| user.name);
-    while presence.wait_for(|present| *present).await.is_ok() {
+    let mut screens = desktop.screens.present();
+    loop {
+        let copies = *presence.borrow_and_update();
+        if !copies && !*screens.borrow_and_update() {
+            tokio::select! {
+                changed = presence.changed() => if changed.is_err() { return },
+                changed = screens.changed() => if changed.is_err() { return },
+            }
+            continue;
+        }
         let attended = async {
             let mut daemon = Daemon::connect(&socket).await;
             tracing::info!("Connected to hospes-toolsd");
             loop {
                 match daemon.next().await {
                     Ok((connection, handoff)) => {
-                        spawn_local(serve(Rc::clone(&clipboard), connection, handoff, user.clone()));
+                        spawn_local(serve(Rc::clone(&desktop), connection, handoff, user.clone()));
                     }
                     Err(error) => {
                         tracing::info!("hospes-toolsd left: {error}");
@@ -79,27 +106,82 @@ async fn attend(socket: PathBuf, clipboard: Rc<Clipboard>, mut presence: watch::
                 }
             }
         };
-        let mut gone = presence.clone();
+        let gone = async {
+            // A clipboard that comes is news to hosts, which hear of it by a new connection; screens are asked for.
+            while !copies && *screens.borrow_and_update() {
+                if screens.changed().await.is_err() {
+                    return;
+                }
+            }
+            if copies {
+                std::future::pending::<()>().await;
+            }
+        };
+        let mut clipboard = presence.clone();
         tokio::select! {
             () = attended => (),
-            _ = gone.wait_for(|present| !*present) => (),
+            () = gone => (),
+            _ = clipboard.wait_for(|there| *there != copies) => (),
         }
         // What the daemon handed over ends with it: it alone knows who sits at the screen.
-        clipboard.close_all();
+        desktop.clipboard.close_all();
     }
 }
 
 /// Serves one connection of a host's to its end, and ends it for everybody who has a copy of its descriptor.
-async fn serve(clipboard: Rc<Clipboard>, connection: OwnedFd, handoff: Handoff, user: String) {
+async fn serve(desktop: Rc<Desktop>, connection: OwnedFd, handoff: Handoff, user: String) {
     let Ok(copy) = connection.as_fd().try_clone_to_owned() else { return };
+    let clipboard = &desktop.clipboard;
     let outcome = match FrameId(handoff.request_id) {
-        FrameId::CLIPBOARD => share(&clipboard, connection, &handoff, &user).await,
-        id => body(&clipboard, connection, id, &handoff).await,
+        FrameId::CLIPBOARD => share(clipboard, connection, &handoff, &user).await,
+        FrameId::DISPLAY => display(&desktop.screens, connection, &handoff, user).await,
+        id => body(clipboard, connection, id, &handoff).await,
     };
     if let Err(why) = outcome {
-        tracing::debug!("A connection of the clipboard ended: {why}");
+        tracing::debug!("A connection of a host's ended: {why}");
     }
     let _ = shutdown(copy.as_raw_fd(), Shutdown::Both);
+}
+
+/// A request about the screens.
+async fn display(
+    screens: &screens::Handle,
+    connection: OwnedFd,
+    handoff: &Handoff,
+    user: String,
+) -> anyhow::Result<()> {
+    let mut wire = Wire::new(connection, &handoff.rest)?;
+    let mut out = handoff.preamble.clone();
+    let display: Display = codec::decode(&handoff.request)?;
+    display.check()?;
+    match screens.ask(display.ask).await {
+        Ok(state) => frame::put(FrameId::DISPLAY_STATE, &short(State { user, ..state }), &mut out),
+        Err(refusal) => {
+            let kind = match &refusal {
+                Refusal::NoDesktop => ErrorKind::BUSY,
+                Refusal::NoOutput(..) => ErrorKind::NOT_FOUND,
+                Refusal::Several(_) | Refusal::Off(_) => ErrorKind::OTHER,
+                Refusal::NoScale => ErrorKind::UNSUPPORTED,
+            };
+            let error = WireError::new(kind, refusal.to_string());
+            frame::put(FrameId::FAILED, &error.hint("hospes display VM tells what the guest has"), &mut out);
+        }
+    }
+    wire.write_all(&out).await?;
+    pump::part(&mut wire).await;
+    Ok(())
+}
+
+/// What a desktop says may be longer than a frame.
+fn short(mut state: State) -> State {
+    let cut = |words: &mut String| *words = words.chars().take(WORDS).collect();
+    state.outputs.truncate(SCREENS);
+    for output in &mut state.outputs {
+        cut(&mut output.name);
+        output.problem.iter_mut().for_each(cut);
+    }
+    cut(&mut state.why);
+    state
 }
 
 /// The long connection.

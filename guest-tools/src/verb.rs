@@ -8,6 +8,7 @@ use std::fmt;
 use hospes_protocol::clipboard::{Feed, Fetch, Offer, Set, Share, check_type};
 use hospes_protocol::codec::{self, CodecError};
 use hospes_protocol::copy::{Pull, Push, Resume};
+use hospes_protocol::display::{self, Display};
 use hospes_protocol::error::WireError;
 use hospes_protocol::exec::{Attach, Exec};
 use hospes_protocol::file::FileRequest;
@@ -71,6 +72,8 @@ verbs! {
     Time = "time", Capabilities::TIME;
     /// Share the active desktop's clipboard, either way.
     Clipboard = "clipboard", Capabilities::CLIPBOARD;
+    /// Set and look at the active desktop's screens.
+    Display = "display", Capabilities::DISPLAY;
 }
 
 impl Verb {
@@ -95,6 +98,7 @@ impl Verb {
             | FrameId::CLIPBOARD_FETCH
             | FrameId::CLIPBOARD_FEED
             | FrameId::CLIPBOARD_SET => Some(Self::Clipboard),
+            FrameId::DISPLAY => Some(Self::Display),
             FrameId::FORWARD_CONNECT | FrameId::FORWARD_LISTEN | FrameId::FORWARD_ACCEPT => {
                 Some(Self::Forward)
             }
@@ -239,9 +243,38 @@ impl Request {
                 let Time { occasion } = codec::decode(payload).map_err(wire)?;
                 Ok(Self { user: "root".into(), subject: occasion.words().as_bytes().to_vec() })
             }
+            Verb::Display => {
+                let display: Display = codec::decode(payload).map_err(wire)?;
+                display.check().map_err(WireError::protocol)?;
+                Ok(Self { user: String::new(), subject: screens(&display.ask).into_bytes() })
+            }
             Verb::Info | Verb::Variables | Verb::Power => {
                 Err(WireError::protocol(format!("{verb} is asked for with a REQUEST")))
             }
+        }
+    }
+}
+
+/// What is asked of the screens, in one line.
+fn screens(ask: &display::Ask) -> String {
+    match ask {
+        display::Ask::State => "look".to_owned(),
+        display::Ask::Follow(output) if output.is_empty() => "follow".to_owned(),
+        display::Ask::Follow(output) => format!("follow {output}"),
+        display::Ask::Set(wants) => {
+            let mut line = "set".to_owned();
+            for want in wants {
+                let name = if want.output.is_empty() { "the screen" } else { &want.output };
+                line += &format!(" {name}");
+                let (size, scale, place) = (want.size, want.scale, want.position);
+                let words = [
+                    size.map(|size| format!(" {size}")),
+                    scale.map(|scale| format!(" scale {scale}")),
+                    place.map(|place| format!(" at {place}")),
+                ];
+                line.extend(words.into_iter().flatten());
+            }
+            line
         }
     }
 }
@@ -313,6 +346,19 @@ mod tests {
             Request::decode(Verb::Exec, FrameId::EXEC, &encoded(&exec)).unwrap_err().message.contains("NUL")
         );
         assert!(Request::decode(Verb::Ps, FrameId::PS, b"\xff\xff").is_err());
+    }
+
+    #[test]
+    fn what_is_asked_of_screens_is_told_and_what_none_can_have_is_refused() {
+        let size = Some(display::Size { width: 1733, height: 911 });
+        let want = display::Want { size, scale: Some(display::Scale(1500)), ..display::Want::default() };
+        let decode = |want: &display::Want| {
+            let display = Display { ask: display::Ask::Set(vec![want.clone()]) };
+            Request::decode(Verb::Display, FrameId::DISPLAY, &encoded(&display))
+        };
+        assert_eq!(decode(&want).unwrap().subject, b"set the screen 1733x911 scale 1.5");
+        let size = Some(display::Size { width: 1, height: 1 });
+        assert!(decode(&display::Want { size, ..want }).is_err());
     }
 
     #[test]

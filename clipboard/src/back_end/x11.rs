@@ -10,6 +10,8 @@ mod fetch;
 mod session;
 mod text;
 
+pub use self::session::open;
+
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;

@@ -183,8 +183,8 @@ async fn operate(
             .hint(format!("In the guest: [verbs] {verb} in /etc/hospes/tools.toml")));
     }
     let request = Request::decode(verb, FrameId(handoff.request_id), &handoff.request)?;
-    if verb == Verb::Clipboard {
-        return daemon.desktops.hand_over(&config, stream.as_fd(), handoff, &request.subject).await;
+    if matches!(verb, Verb::Clipboard | Verb::Display) {
+        return daemon.desktops.hand_over(&config, stream.as_fd(), handoff, verb, &request.subject).await;
     }
     let account = users::resolve(&request.user, &config.users).await?;
     audit::allowed(&handoff.host, verb, &account.name, &request.subject);

@@ -1,4 +1,4 @@
-//! Whose clipboard a host reaches: the helpers that are there, and whose desktop is in front.
+//! Whose desktop a host reaches, its clipboard and its screens: the helpers that are there, and whose desktop is in front.
 //!
 //! A helper (`hospes-desktop`, one for each user with a desktop) connects to [`socket`] once it has found a desktop, and
 //! takes connections there as workers do. The kernel says whose it is. logind says who sits at the screen (`seat`): only
@@ -184,7 +184,7 @@ async fn follow_seat(daemon: Arc<Daemon>) {
     let mut helpers = desktops.current.subscribe();
     tokio::select! {
         error = seat::follow(bus, |active| desktops.seated(active)) => {
-            tracing::warn!("Nobody says whose desktop is in front, so no clipboard is shared: {error}");
+            tracing::warn!("Nobody says whose desktop is in front, so none can be reached: {error}");
         }
         () = async { while !desktops.state().helpers.is_empty() && helpers.changed().await.is_ok() {} } => (),
     }
@@ -219,6 +219,7 @@ impl Desktops {
         config: &Config,
         connection: BorrowedFd<'_>,
         handoff: &Handoff,
+        verb: Verb,
         subject: &[u8],
     ) -> Result<(), WireError> {
         let mut handoff = handoff.clone();
@@ -232,10 +233,10 @@ impl Desktops {
                 .hint("In the guest: [users] in /etc/hospes/tools.toml"));
         }
         if self.connections.load(Ordering::Relaxed) >= CONNECTIONS {
-            let message = format!("{CONNECTIONS} connections of the clipboard are open, the guest's limit");
+            let message = format!("{CONNECTIONS} connections to desktops are open, the guest's limit");
             return Err(WireError::new(ErrorKind::LIMIT, message));
         }
-        audit::allowed(&handoff.host, Verb::Clipboard, &name, subject);
+        audit::allowed(&handoff.host, verb, &name, subject);
         let kept = connection.try_clone_to_owned().map_err(os)?;
         let guard = Guard {
             // Nothing is read through it: it is told of the connection's end alone.
@@ -311,7 +312,7 @@ impl Desktops {
 }
 
 fn absent() -> WireError {
-    WireError::new(ErrorKind::BUSY, "No desktop in the guest shares its clipboard now")
+    WireError::new(ErrorKind::BUSY, "No desktop in the guest can be reached now")
         .hint("In the guest: is hospes-desktop installed, somebody logged in, and the screen not locked?")
 }
 
@@ -411,13 +412,13 @@ mod tests {
         let (mut host, guest) = StdStream::pair().unwrap();
         guest.set_nonblocking(true).unwrap();
         let config = Config::default();
-        let greeter = desktops.hand_over(&config, guest.as_fd(), &request(), b"").await;
+        let greeter = desktops.hand_over(&config, guest.as_fd(), &request(), Verb::Clipboard, b"").await;
         assert_eq!(greeter.unwrap_err().kind, ErrorKind::BUSY, "a greeter, a lock, or nobody");
 
         desktops.seated(Some(1000));
         assert_eq!(news.changed().await.unwrap().as_deref(), Some("ada"));
         let request = request();
-        let handed = desktops.hand_over(&config, guest.as_fd(), &request, b"");
+        let handed = desktops.hand_over(&config, guest.as_fd(), &request, Verb::Clipboard, b"");
         let taken = async {
             let Delivery { connection, taken, .. } = for_ada.recv().await.unwrap();
             taken.send(()).unwrap();

@@ -1,6 +1,7 @@
 //! `hospes-tools doctor`: each thing that may be wrong, with what to do about it.
 
 mod kernel;
+mod screens;
 
 use std::io::Write;
 use std::path::Path;
@@ -82,6 +83,7 @@ fn examine(paths: &Paths) -> anyhow::Result<Vec<Finding>> {
     findings.extend(machine(paths));
     findings.extend(running_kernel());
     findings.extend(people());
+    findings.extend(screens::look());
     findings.extend(
         PARTS.iter().filter(|(path, _)| !Path::new(path).exists()).map(|(path, effect)| {
             problem(format!("{path} is missing: {effect}"), "Install hospes-tools again")

@@ -24,6 +24,7 @@ pub mod complete;
 pub mod completions;
 pub mod connect;
 pub mod cp;
+pub mod display;
 pub mod doctor;
 pub mod events;
 pub mod exec;
@@ -103,6 +104,7 @@ pub const VERBS: &[Entry] = &[
     entry::<kill::Kill>(),
     entry::<var::Var>(),
     entry::<clipboard::Clipboard>(),
+    entry::<display::Display>(),
     entry::<power::Stop>(),
     entry::<power::Reboot>(),
     entry::<power::Suspend>(),

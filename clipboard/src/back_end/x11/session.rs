@@ -60,20 +60,30 @@ pub(super) struct Session {
     atoms_of: RefCell<HashMap<String, Atom>>,
 }
 
+/// A connection to the server of a display of this machine, with the cookie that `authority` has for it. May block for as
+/// long as the server does.
+///
+/// # Errors
+/// [`BackEndError::Unreachable`].
+pub fn open(display: &str, authority: Option<&Path>) -> Result<RustConnection, BackEndError> {
+    let unreachable = |error: &dyn std::fmt::Display| BackEndError::Unreachable(error.to_string());
+    let number = number(display).ok_or_else(|| unreachable(&"not a display of this machine"))?;
+    let path = format!("/tmp/.X11-unix/X{number}");
+    let stream = UnixStream::connect(path).map_err(|error| unreachable(&error))?;
+    let (stream, _) = DefaultStream::from_unix_stream(stream).map_err(|error| unreachable(&error))?;
+    let (name, cookie) = authority
+        .and_then(|file| std::fs::read(file).ok())
+        .and_then(|file| authority::cookie(&file, number))
+        .unwrap_or_default();
+    let connection = RustConnection::connect_to_stream_with_auth_info(stream, 0, name, cookie);
+    connection.map_err(|error| unreachable(&error))
+}
+
 impl Session {
     /// Connects. May block for as long as the server does.
     pub(super) fn connect(display: &str, authority: Option<&Path>) -> Result<Self, BackEndError> {
         let unreachable = |error: &dyn std::fmt::Display| BackEndError::Unreachable(error.to_string());
-        let number = number(display).ok_or_else(|| unreachable(&"not a display of this machine"))?;
-        let path = format!("/tmp/.X11-unix/X{number}");
-        let stream = UnixStream::connect(path).map_err(|error| unreachable(&error))?;
-        let (stream, _) = DefaultStream::from_unix_stream(stream).map_err(|error| unreachable(&error))?;
-        let (name, cookie) = authority
-            .and_then(|file| std::fs::read(file).ok())
-            .and_then(|file| authority::cookie(&file, number))
-            .unwrap_or_default();
-        let connection = RustConnection::connect_to_stream_with_auth_info(stream, 0, name, cookie);
-        let connection = connection.map_err(|error| unreachable(&error))?;
+        let connection = open(display, authority)?;
         Self::prepare(connection).map_err(|error| unreachable(&error))?.ok_or(BackEndError::Missing)
     }
 
