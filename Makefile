@@ -60,6 +60,11 @@ floor: setup
 	@$(env) say 'Building what measures the guest from inside'; \
 	cargo build --quiet --locked --profile lab --target $$guest_target -p integration-tests --bin floor
 
+# Our own machine, to be run on the KVM of an emulated one.
+machine: setup
+	@$(env) say 'Building host-hv for the guest'; \
+	cargo build --quiet --locked --profile lab --target $$guest_target -p host-hv --bin host-hv
+
 package: setup
 	@sh packaging/build-deb.sh hospes-tools arm64 --out $(target)/packages
 	@sh packaging/build-deb.sh hospes-desktop arm64 --out $(target)/packages

@@ -4,7 +4,7 @@
 //!   guest driver ── virtqueues in guest memory ──┐
 //!                                                ▼
 //!            virtio::Device  ◄── vhost_user (QEMU and every VMM that speaks vhost-user; Linux)
-//!                  │         ◄── virtio-mmio (our own machine; later)
+//!                  │         ◄── virtio-mmio (our own [`machine`]; later)
 //!                  ▼
 //!            virtio::vsock   ── io ──► Unix sockets on the host, or another guest
 //!            virtio::fs      ── fuse ► directories of the host
@@ -17,7 +17,9 @@
 pub mod control;
 #[cfg(target_os = "linux")]
 pub mod fuse;
+pub mod hypervisor;
 pub mod io;
+pub mod machine;
 #[cfg(target_os = "linux")]
 pub mod sandbox;
 #[cfg(feature = "testing")]

@@ -2,6 +2,7 @@
 
 #![cfg_attr(not(target_os = "linux"), expect(dead_code, unused_imports, reason = "vhost-user needs Linux"))]
 
+mod cli;
 mod log;
 
 use std::io::IsTerminal;
@@ -45,6 +46,12 @@ enum Command {
     /// -chardev socket,id=fs,path=SOCKET -device vhost-user-fs-pci,chardev=fs,tag=hospes
     #[cfg(target_os = "linux")]
     Fs(FsArgs),
+    /// Run an arm64 Linux guest, with its serial console on this terminal.
+    ///
+    /// That takes an arm64 Linux with KVM. So far the guest has its kernel, an initramfs and the console; disks, network
+    /// and folders are not there yet.
+    #[cfg(unix)]
+    Run(cli::run::RunArgs),
 }
 
 #[cfg(target_os = "linux")]
@@ -193,6 +200,8 @@ fn main() -> Result<()> {
         Command::Vsock(args) => vsock(args),
         #[cfg(target_os = "linux")]
         Command::Fs(args) => fs(args),
+        #[cfg(unix)]
+        Command::Run(args) => cli::run::run(args),
     }
 }
 

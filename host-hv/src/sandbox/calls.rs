@@ -20,6 +20,9 @@ pub enum Purpose {
     Streams,
 }
 
+/// `fchmodat2`, which the libc crate does not name on every kind of machine; the number is the same on all.
+const FCHMODAT2: libc::c_long = 452;
+
 /// Calls that may be made with any arguments.
 const FREE: &[libc::c_long] = &[
     // Memory.
@@ -77,7 +80,7 @@ const FILES: &[libc::c_long] = &[
     libc::SYS_fallocate,
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
-    libc::SYS_fchmodat2,
+    FCHMODAT2,
     libc::SYS_fchown,
     libc::SYS_fchownat,
     libc::SYS_fdatasync,
