@@ -1,0 +1,122 @@
+//! `host-hv run`: a machine, with its serial port on this terminal.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use host_hv::hypervisor;
+use host_hv::machine::kernel::Kernel;
+use host_hv::machine::serial::Serial;
+use host_hv::machine::{Machine, Outcome, Plan, Plug};
+
+use super::terminal::{self, Keys, Raw};
+
+#[derive(Args)]
+pub(crate) struct RunArgs {
+    /// The kernel: an arm64 Image, Image.gz or EFI zboot, as distributions have it in /boot
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+
+    /// The kernel's first file system
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+
+    /// The kernel's command line
+    #[arg(long, value_name = "WORDS", default_value = "console=ttyAMA0")]
+    append: String,
+
+    /// How many vCPUs
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    cpus: u32,
+
+    /// How much memory: a number with M or G
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
+    memory: u64,
+
+    /// End when the guest wants to begin anew, rather than let it
+    #[arg(long)]
+    no_reboot: bool,
+}
+
+/// Whose keys the terminal's are: the present machine's. Another one has its place after a reset.
+type Keyboard = Arc<Mutex<Option<(Arc<Serial>, Plug)>>>;
+
+pub(crate) fn run(arguments: RunArgs) -> Result<()> {
+    let plan = Plan {
+        vcpus: arguments.cpus,
+        memory: arguments.memory,
+        kernel: Kernel::parse(read(&arguments.kernel)?)
+            .with_context(|| format!("{} cannot be started", arguments.kernel.display()))?,
+        initramfs: arguments.initrd.as_deref().map(read).transpose()?,
+        arguments: arguments.append,
+    };
+    let hypervisor = hypervisor::open()?;
+    let keyboard = Keyboard::default();
+    let raw = Raw::set().context("The terminal cannot be set up")?;
+    if raw.is_some() {
+        eprintln!("{}\r", terminal::HELP);
+    }
+    // It waits in a read until this process ends: nothing else ends a read from a terminal.
+    let typist = Arc::clone(&keyboard);
+    thread::Builder::new().name("keyboard".into()).spawn(move || pass_on(&typist))?;
+    loop {
+        let machine = Machine::new(&plan, hypervisor.as_ref())?;
+        let serial = machine.serial();
+        *keyboard.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((Arc::clone(&serial), machine.plug()));
+        let outcome = thread::scope(|scope| {
+            scope.spawn(move || serial.print(&mut io::stdout()));
+            machine.run()
+        })?;
+        match outcome {
+            Outcome::Reset if !arguments.no_reboot => tracing::info!("The guest begins anew"),
+            Outcome::PoweredOff | Outcome::Reset | Outcome::Stopped => return Ok(()),
+        }
+    }
+}
+
+/// Passes on what is typed, until there is no more.
+fn pass_on(keyboard: &Keyboard) {
+    let (mut stdin, mut keys, mut buffer) = (io::stdin().lock(), Keys::default(), [0; 256]);
+    while let Ok(len @ 1..) = stdin.read(&mut buffer) {
+        let (typed, end) = keys.read(&buffer[..len]);
+        let machine = keyboard.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some((serial, plug)) = machine else { continue };
+        serial.type_in(&typed);
+        if end {
+            plug.pull();
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("Could not read {}", path.display()))
+}
+
+/// `512M`, `2G`, or plain bytes.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.strip_suffix(['M', 'm']) {
+        Some(digits) => (digits, 1 << 20),
+        None => text.strip_suffix(['G', 'g']).map_or((text, 1), |digits| (digits, 1 << 30)),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("{text} is no size: write 512M or 2G"))?;
+    number.checked_mul(unit).ok_or_else(|| format!("{text} is more than there can be"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_size;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("512M"), Ok(512 << 20));
+        assert_eq!(parse_size("2g"), Ok(2 << 30));
+        assert_eq!(parse_size("1048576"), Ok(1 << 20));
+        for wrong in ["", "M", "-1G", "1.5G", "99999999999G", "2T"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
+}
