@@ -263,7 +263,7 @@ impl Compositor {
         self.process.as_ref().map(Process::output).unwrap_or_default()
     }
 
-    /// A program of the tree's as the desktop's user runs it, ended after [`PATIENCE`].
+    /// A program of the tree's as the desktop's user runs it, ended after a deadline.
     pub fn command(&self, program: &str) -> Command {
         let patience = PATIENCE.as_secs().to_string();
         let words = self.enter(&["timeout", "--kill-after=5", &patience, program]);
