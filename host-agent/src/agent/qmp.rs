@@ -3,12 +3,14 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use hospes_protocol::time::Occasion;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::agent::ask::What;
 use crate::agent::state::Agent;
@@ -16,6 +18,12 @@ use crate::vm::VmName;
 
 /// Bytes in a line. QEMU's longest events have a few hundred.
 const LINE_LEN: u64 = 1024 * 1024;
+
+/// A socket has its name a moment before somebody listens at it, and nothing tells of that: how long to wait before it
+/// is tried again, doubled each time.
+const NOT_YET: Duration = Duration::from_millis(20);
+/// How often, until it counts as one that a QEMU left behind: five seconds in all.
+const NOT_YET_TRIES: u32 = 8;
 
 /// Why QEMU is not heard.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +37,7 @@ enum QmpError {
 /// Obeys QEMU for as long as the VM is among the agent's.
 pub(crate) async fn follow(agent: Rc<Agent>, vm: VmName, path: PathBuf, wake: Rc<Notify>) {
     let mut said = String::new();
+    let mut refused = 0;
     loop {
         // Before the attempt, so that a socket which appears behind it is not missed. Where nothing tells of it, the
         // session that begins does.
@@ -37,12 +46,20 @@ pub(crate) async fn follow(agent: Rc<Agent>, vm: VmName, path: PathBuf, wake: Rc
         }
         match listen(&agent, &vm, &path).await {
             Ok(()) => said.clear(),
+            Err(QmpError::Io(error))
+                if error.kind() == io::ErrorKind::ConnectionRefused && refused < NOT_YET_TRIES =>
+            {
+                let _ = timeout(NOT_YET * 2_u32.pow(refused), wake.notified()).await;
+                refused += 1;
+                continue;
+            }
             Err(error) if error.to_string() != said => {
                 said = error.to_string();
                 agent.log(Some(&vm), format_args!("QEMU is not heard at {}: {said}", path.display()));
             }
             Err(_) => (),
         }
+        refused = 0;
         wake.notified().await;
     }
 }

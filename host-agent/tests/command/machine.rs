@@ -1,11 +1,14 @@
 //! What becomes of a machine, as the agent tells it: by the guest's own word, and by QEMU's.
 
 use std::io::{BufRead, BufReader, Lines, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, ChildStdout};
+use std::time::Duration;
 
 use hospes_protocol::control::Event;
 use hospes_protocol::info::Info;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use serde_json::Value;
 
 use crate::guest::{Guest, info};
@@ -101,8 +104,8 @@ fn qemu_tells_of_pauses_and_of_the_end() {
     let _agent = Agent::start(&home);
     connected(&home);
     let mut events = Events::of(&home, &guest);
-    // QEMU comes later than the agent.
-    let listener = UnixListener::bind(socket).unwrap();
+    // QEMU comes later than the agent, and its socket has a name before it listens.
+    let listener = bind_then_listen(socket);
     let (mut qemu, _) = listener.accept().unwrap();
     say(&mut qemu, r#"{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": []}}"#);
     let mut line = String::new();
@@ -113,6 +116,15 @@ fn qemu_tells_of_pauses_and_of_the_end() {
         say(&mut qemu, &format!(r#"{{"event": "{event}", "data": {{"reason": "guest-shutdown"}}}}"#));
         assert_eq!(events.next(told)["vm"], "dev");
     }
+}
+
+/// Listens a while after the socket's name is there: the agent has been told of the name, tried, and been refused.
+fn bind_then_listen(path: &str) -> UnixListener {
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
+    bind(socket.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    listen(&socket, Backlog::new(1).unwrap()).unwrap();
+    UnixListener::from(socket)
 }
 
 fn say(qemu: &mut UnixStream, line: &str) {
