@@ -43,7 +43,7 @@ impl House {
     fn reached(&self, wanted: bool) -> Result<()> {
         Deadline::after(WAIT).poll("the host to notice", || {
             let list = self.host.run(&["clipboard", "vm", "paste", "--list"])?;
-            let nobody = list.stderr.contains("No desktop in the guest shares its clipboard now");
+            let nobody = list.stderr.contains("No desktop in the guest can be reached now");
             Ok((nobody != wanted).then_some(()))
         })
     }
