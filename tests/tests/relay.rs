@@ -56,8 +56,9 @@ fn pass_on_in_vain(host: &Host, posing: &Posing, marker: &Path, reason: &str) ->
         ensure!(ran.status != 0 && !marker.exists(), "{deed:?} was done: {ran:?}");
         ensure!(ran.stderr.contains(reason), "The host is not told why: {}", ran.stderr);
     }
+    // An agent has connections of its own besides, to set the clock; they are refused like the others.
     let answers = posing.answers();
-    ensure!(answers.len() == deeds.len(), "{answers:?}");
+    ensure!(answers.len() >= deeds.len(), "{answers:?}");
     ensure!(answers.iter().all(|answer| answer.kind == ErrorKind::UNPROVED), "{answers:?}");
     Ok(())
 }
