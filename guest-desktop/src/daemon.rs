@@ -44,11 +44,17 @@ impl Daemon {
         }
     }
 
+    /// Tells that the clipboard is another one than before.
+    pub fn tell_anew(&self) {
+        // Where there is no room, it is told already.
+        let _ = self.stream.try_write(&[handoff::NEWS]);
+    }
+
     /// The next connection that it hands over.
     ///
     /// # Errors
     /// [`HandoffError`]: the daemon left, or sent what is none.
-    pub async fn next(&mut self) -> Result<(OwnedFd, Handoff), HandoffError> {
+    pub async fn next(&self) -> Result<(OwnedFd, Handoff), HandoffError> {
         handoff::receive(&self.stream).await
     }
 }

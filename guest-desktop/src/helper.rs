@@ -1,7 +1,7 @@
 //! The helper: a desktop, a daemon, and the hosts' connections between them.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use guest_tools::handoff::Handoff;
@@ -52,7 +52,8 @@ pub async fn run(options: Options) {
     spawn_local(desktop::serve(options.places, orders));
     let (present, presence) = watch::channel(false);
     let desktop = Desktop { clipboard: Rc::clone(&clipboard), screens };
-    spawn_local(attend(options.daemon, Rc::new(desktop), presence));
+    let seen = desktop.screens.present();
+    spawn_local(attend(options.daemon, Rc::new(desktop), presence, seen));
     while let Some(event) = events.recv().await {
         match &event {
             Event::Came { back_end, .. } => {
@@ -63,6 +64,10 @@ pub async fn run(options: Options) {
         }
         let (came, gone) = (matches!(event, Event::Came { .. }), matches!(event, Event::Gone));
         clipboard.happened(event);
+        if gone {
+            // Hosts share the one that comes next anew.
+            clipboard.close_all();
+        }
         if came || gone {
             present.send_replace(came);
         }
@@ -76,55 +81,72 @@ struct Desktop {
     screens: screens::Handle,
 }
 
-/// Is connected to the daemon while there is a desktop.
-async fn attend(socket: PathBuf, desktop: Rc<Desktop>, mut presence: watch::Receiver<bool>) {
+/// Is connected to the daemon while there is a desktop, of which a clipboard and screens may come and go each by themselves.
+async fn attend(
+    socket: PathBuf,
+    desktop: Rc<Desktop>,
+    mut clipboard: watch::Receiver<bool>,
+    mut screens: watch::Receiver<bool>,
+) {
     let user =
         User::from_uid(geteuid()).ok().flatten().map_or_else(|| geteuid().to_string(), |user| user.name);
-    let mut screens = desktop.screens.present();
     loop {
-        let copies = *presence.borrow_and_update();
-        if !copies && !*screens.borrow_and_update() {
-            tokio::select! {
-                changed = presence.changed() => if changed.is_err() { return },
-                changed = screens.changed() => if changed.is_err() { return },
-            }
-            continue;
-        }
-        let attended = async {
-            let mut daemon = Daemon::connect(&socket).await;
-            tracing::info!("Connected to hospes-toolsd");
-            loop {
-                match daemon.next().await {
-                    Ok((connection, handoff)) => {
-                        spawn_local(serve(Rc::clone(&desktop), connection, handoff, user.clone()));
-                    }
-                    Err(error) => {
-                        tracing::info!("hospes-toolsd left: {error}");
-                        // One that turns everybody away is not asked at once again.
-                        return sleep(AGAIN).await;
-                    }
-                }
-            }
-        };
-        let gone = async {
-            // A clipboard that comes is news to hosts, which hear of it by a new connection; screens are asked for.
-            while !copies && *screens.borrow_and_update() {
-                if screens.changed().await.is_err() {
-                    return;
-                }
-            }
-            if copies {
-                std::future::pending::<()>().await;
-            }
-        };
-        let mut clipboard = presence.clone();
         tokio::select! {
-            () = attended => (),
-            () = gone => (),
-            _ = clipboard.wait_for(|there| *there != copies) => (),
+            there = clipboard.wait_for(|there| *there) => if there.is_err() { return },
+            there = screens.wait_for(|there| *there) => if there.is_err() { return },
+        }
+        clipboard.borrow_and_update();
+        tokio::select! {
+            () = connected(&socket, &desktop, &user, clipboard.clone()) => (),
+            () = gone(clipboard.clone(), screens.clone()) => (),
         }
         // What the daemon handed over ends with it: it alone knows who sits at the screen.
         desktop.clipboard.close_all();
+    }
+}
+
+/// Takes what the daemon hands over, until it leaves.
+async fn connected(socket: &Path, desktop: &Rc<Desktop>, user: &str, mut clipboard: watch::Receiver<bool>) {
+    let daemon = Daemon::connect(socket).await;
+    tracing::info!("Connected to hospes-toolsd");
+    let handed = async {
+        loop {
+            match daemon.next().await {
+                Ok((connection, handoff)) => {
+                    spawn_local(serve(Rc::clone(desktop), connection, handoff, user.to_owned()));
+                }
+                Err(error) => break error,
+            }
+        }
+    };
+    let news = async {
+        // Hosts hear of a clipboard that comes, and share it anew; screens are asked for.
+        while clipboard.changed().await.is_ok() {
+            if *clipboard.borrow_and_update() {
+                daemon.tell_anew();
+            }
+        }
+        std::future::pending().await
+    };
+    let error = tokio::select! {
+        error = handed => error,
+        error = news => error,
+    };
+    tracing::info!("hospes-toolsd left: {error}");
+    // One that turns everybody away is not asked at once again.
+    sleep(AGAIN).await;
+}
+
+/// Waits until there is neither a clipboard nor a screen.
+async fn gone(mut clipboard: watch::Receiver<bool>, mut screens: watch::Receiver<bool>) {
+    while *clipboard.borrow_and_update() || *screens.borrow_and_update() {
+        let changed = tokio::select! {
+            changed = clipboard.changed() => changed,
+            changed = screens.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
     }
 }
 

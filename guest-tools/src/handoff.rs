@@ -49,6 +49,8 @@ const PREFIX_LEN: usize = 4;
 
 const TAKEN: u8 = 1;
 const REFUSED: u8 = 0;
+/// Of a receiver that has connected to us, between two acknowledgements or before one: it has news.
+pub const NEWS: u8 = 2;
 
 /// How long to wait for room in a worker's backlog that is full.
 const BACKLOG_FULL: Duration = Duration::from_millis(10);
@@ -196,14 +198,24 @@ async fn dial(socket: &Path) -> Result<UnixStream, HandoffError> {
     })
 }
 
-/// As [`send`], to a receiver that has connected to us. Its connection may carry several handoffs, one after the other.
-///
-/// # Errors
-/// [`HandoffError`]; the handed connection is untouched.
-pub async fn deliver(
+async fn deliver(
     stream: &UnixStream,
     connection: BorrowedFd<'_>,
     handoff: &Handoff,
+) -> Result<(), HandoffError> {
+    deliver_beside(stream, connection, handoff, || ()).await
+}
+
+/// As [`send`], to a receiver that has connected to us. Its connection may carry several handoffs, one after the other,
+/// and `news` is told of each [`NEWS`] among its acknowledgements.
+///
+/// # Errors
+/// [`HandoffError`]; the handed connection is untouched.
+pub async fn deliver_beside(
+    stream: &UnixStream,
+    connection: BorrowedFd<'_>,
+    handoff: &Handoff,
+    mut news: impl FnMut(),
 ) -> Result<(), HandoffError> {
     let head = encode_head(handoff)?;
     let mut parts = [
@@ -231,15 +243,18 @@ pub async fn deliver(
         fds = None;
         IoSlice::advance_slices(&mut parts, sent);
     }
-    let mut answer = [0];
-    let got = stream
-        .async_io(Interest::READABLE, || stream.try_read(&mut answer))
-        .await
-        .map_err(|source| HandoffError::socket("read the worker's acknowledgement", source))?;
-    match (got, answer[0]) {
-        (0, _) => Err(HandoffError::Died),
-        (_, TAKEN) => Ok(()),
-        _ => Err(HandoffError::Refused),
+    loop {
+        let mut answer = [0];
+        let got = stream
+            .async_io(Interest::READABLE, || stream.try_read(&mut answer))
+            .await
+            .map_err(|source| HandoffError::socket("read the worker's acknowledgement", source))?;
+        match (got, answer[0]) {
+            (0, _) => return Err(HandoffError::Died),
+            (_, TAKEN) => return Ok(()),
+            (_, NEWS) => news(),
+            _ => return Err(HandoffError::Refused),
+        }
     }
 }
 
@@ -414,6 +429,21 @@ mod tests {
             assert_eq!(text, "hello");
             got
         })
+    }
+
+    #[test]
+    fn news_among_acknowledgements_is_told_and_answers_nothing() {
+        runtime().block_on(async {
+            let (daemon, helper) = UnixStream::pair().unwrap();
+            let (_, theirs) = StdStream::pair().unwrap();
+            helper.try_write(&[NEWS, NEWS]).unwrap();
+            let told = std::cell::Cell::new(0);
+            let sent = handoff(40, 0);
+            let delivering = deliver_beside(&daemon, theirs.as_fd(), &sent, || told.set(told.get() + 1));
+            let (delivered, received) = tokio::join!(delivering, receive(&helper));
+            delivered.unwrap();
+            assert_eq!((told.get(), received.unwrap().1), (2, sent));
+        });
     }
 
     #[test]

@@ -31,12 +31,8 @@ impl Rig {
         })
     }
 
-    /// Runs `hospes display`, again where the helper is just connecting anew: its clipboard may come after its screens.
     fn display(&self, words: &[&str]) -> Result<Ran> {
-        Deadline::after(std::time::Duration::from_secs(30)).poll("the helper", || {
-            let ran = self.host.run(&[&["display", "vm"], words].concat())?;
-            Ok((!ran.stderr.contains("No desktop in the guest")).then_some(ran))
-        })
+        self.host.run(&[&["display", "vm"], words].concat())
     }
 
     fn state(&self) -> Result<Value> {
@@ -106,6 +102,7 @@ fn a_wlroots_compositor_is_set(kind: Kind, back_end: &str) -> Result<()> {
     Deadline::after(std::time::Duration::from_secs(60)).poll("the size to come back", || {
         Ok(wlr_shows(&rig.look()?, "1024x700", "1", "30,40").then_some(()))
     })?;
+    rig.ready()?;
     rig.display(&["--follow"])?.text()?;
     ensure!(rig.screen()?["rule"] == "display");
     Ok(())

@@ -5,6 +5,9 @@
 //! that user's helper is given a host's connection, and only until somebody else sits there, the session is locked, or a
 //! greeter takes the screen. What was handed over then ends at once: the daemon keeps a descriptor of each connection, and
 //! shuts it down itself, whatever the helper does.
+//!
+//! A helper says of its own accord only that its clipboard is another than before ([`handoff::NEWS`]), which hosts then
+//! hear of. What was handed over is not disturbed by it.
 
 mod seat;
 
@@ -74,6 +77,8 @@ struct Helper {
     id: u64,
     uid: u32,
     name: String,
+    /// How often its clipboard was another one.
+    anew: u64,
     deliveries: mpsc::Sender<Delivery>,
 }
 
@@ -83,6 +88,7 @@ struct Current {
     id: u64,
     uid: u32,
     name: String,
+    anew: u64,
 }
 
 #[derive(Debug)]
@@ -100,8 +106,8 @@ pub(super) struct News {
 }
 
 impl News {
-    /// The user's name, once it is another desktop than was told before (of the same user's, where the helper was started
-    /// anew); none where it is nobody's.
+    /// The user's name, once it is another desktop than was told before (of the same user's, where the helper or
+    /// its clipboard came anew); none where it is nobody's.
     pub(super) async fn changed(&mut self) -> Result<Option<String>, watch::error::RecvError> {
         loop {
             let now = self.current.borrow_and_update().clone();
@@ -147,14 +153,20 @@ async fn attend(daemon: Arc<Daemon>, stream: UnixStream) {
         tokio::spawn(follow_seat(Arc::clone(&daemon)));
     }
     loop {
-        let mut word = [0];
+        let mut words = [0; 64];
         let delivery = tokio::select! {
             delivery = waiting.recv() => delivery,
-            // A helper says nothing of its own accord: this is its end.
-            _ = stream.async_io(Interest::READABLE, || stream.try_read(&mut word)) => None,
+            read = stream.async_io(Interest::READABLE, || stream.try_read(&mut words)) => match read {
+                Ok(1..) => {
+                    desktops.renew(id);
+                    continue;
+                }
+                Ok(0) | Err(_) => None,
+            },
         };
         let Some(Delivery { connection, handoff, taken }) = delivery else { break };
-        match time::timeout(TAKE, handoff::deliver(&stream, connection.as_fd(), &handoff)).await {
+        let delivered = handoff::deliver_beside(&stream, connection.as_fd(), &handoff, || desktops.renew(id));
+        match time::timeout(TAKE, delivered).await {
             Ok(Ok(())) => drop(taken.send(())),
             Ok(Err(error)) => {
                 tracing::warn!("The desktop helper of user {uid} takes no connection: {error}");
@@ -226,7 +238,7 @@ impl Desktops {
         apply(config, &mut handoff)?;
         let os = |error: io::Error| WireError::new(ErrorKind::OS, format!("The guest failed: {error}"));
         let (current, deliveries) = self.front().ok_or_else(absent)?;
-        let Current { id, uid, name } = current;
+        let Current { id, uid, name, .. } = current;
         if !config.users.allows(&name, uid) {
             let message = format!("The guest's policy does not allow the user {name}");
             return Err(WireError::new(ErrorKind::FORBIDDEN, message)
@@ -274,10 +286,19 @@ impl Desktops {
         }
         state.next += 1;
         let id = state.next;
-        state.helpers.push(Helper { id, uid, name, deliveries });
+        state.helpers.push(Helper { id, uid, name, anew: 0, deliveries });
         let first = state.helpers.len() == 1;
         self.choose(&state);
         Some((id, first))
+    }
+
+    /// A helper's clipboard is another one.
+    fn renew(&self, id: u64) {
+        let mut state = self.state();
+        for helper in state.helpers.iter_mut().filter(|helper| helper.id == id) {
+            helper.anew += 1;
+        }
+        self.choose(&state);
     }
 
     fn leave(&self, id: u64) {
@@ -298,7 +319,10 @@ impl Desktops {
     fn choose(&self, state: &State) {
         let anybody = self.seat == Seat::Anybody;
         let front = state.helpers.iter().rev().find(|helper| anybody || Some(helper.uid) == state.active);
-        let front = front.map(|helper| Current { id: helper.id, uid: helper.uid, name: helper.name.clone() });
+        let front = front.map(|helper| {
+            let Helper { id, uid, name, anew, .. } = helper;
+            Current { id: *id, uid: *uid, name: name.clone(), anew: *anew }
+        });
         self.current.send_if_modified(|current| {
             let changed = *current != front;
             *current = front;
@@ -426,6 +450,14 @@ mod tests {
         };
         let (handed, kept) = tokio::join!(handed, taken);
         handed.unwrap();
+        // A clipboard that comes later is news, and disturbs nothing.
+        desktops.renew(1);
+        assert_eq!(news.changed().await.unwrap().as_deref(), Some("ada"));
+        assert_eq!(desktops.connections.load(Ordering::Relaxed), 1);
+        host.set_nonblocking(true).unwrap();
+        tokio::task::yield_now().await;
+        assert_eq!(host.read(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        host.set_nonblocking(false).unwrap();
         assert!(for_eve.try_recv().is_err(), "eve was handed ada's connection");
 
         // Ada's helper holds on to it; it ends for it all the same.

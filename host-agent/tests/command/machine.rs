@@ -30,7 +30,7 @@ impl Events {
             scope.spawn(|| {
                 while !heard.load(std::sync::atomic::Ordering::SeqCst) {
                     guest.event(&Event::Variable("guest.heard".to_owned()));
-                    std::thread::sleep(std::time::Duration::from_millis(20));
+                    std::thread::sleep(Duration::from_millis(20));
                 }
             });
             events.next("variable");
