@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use super::{Compositor, helper};
-use crate::{Beside, Host, Process};
+use super::{Compositor, PATIENCE, helper};
+use crate::{Beside, Deadline, Host, Process};
 
 /// A guest's desktop and a host's, with all that is between them.
 #[derive(Debug)]
@@ -40,6 +40,11 @@ impl Rig {
         host.start_agent()?;
         host.wait_connected("vm")?;
         let rig = Self { there, here, host, guest, helper };
+        Deadline::after(PATIENCE).poll("the guest's desktop", || {
+            let listed = rig.host.run(&["clipboard", "vm", "paste", "--list"])?;
+            let absent = ["No desktop", "desktop is gone"].iter().any(|words| listed.stderr.contains(words));
+            Ok((!absent).then_some(()))
+        })?;
         if share {
             rig.host.run(&["clipboard", "vm", "--share", "on"])?.text()?;
         }
