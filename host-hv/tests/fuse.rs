@@ -402,3 +402,63 @@ fn what_others_do_is_told_and_done_again_without_touching_the_host() {
     names.sort();
     assert_eq!(names, ["mine", "own"]);
 }
+
+/// A guest's kernel believes in names for a second, and then makes no lookup before it moves or removes something.
+#[test]
+fn who_watches_a_file_itself_is_told_of_its_end_whatever_the_guest_believed_on_the_way() {
+    let (host, server) = served(Limits::within(1024));
+    let server = Arc::new(server);
+    for file in ["moves", "old"] {
+        fs::write(host.path().join(file), file).expect("written");
+    }
+    fs::create_dir(host.path().join("d")).expect("made");
+    let Ok(watch) = Watch::begin(&server, "secret".into()) else {
+        eprintln!("this kernel does not let directories be watched");
+        return;
+    };
+    let others = |script: &str| {
+        let status = Command::new("sh").args(["-ec", script]).current_dir(host.path()).status();
+        assert!(status.expect("sh").success(), "{script}");
+        collect(&watch);
+    };
+    let mut ready = VecDeque::new();
+    let mut guest = Client::mount(&server);
+    let root = guest.lookup(1, "src").expect("the share").node;
+    let [moves, old, directory] =
+        ["moves", "old", "d"].map(|name| guest.lookup(root, name).expect("there").node);
+    guest.pid = 9;
+    let mut next = |guest: &mut Client<'_>, act: &str, at: &str| {
+        let line = watch.next(&mut ready).expect("a change");
+        assert_eq!((line.act, &line.path), (act, &path(at.as_bytes())));
+        announce(guest, "secret", &line).expect("known");
+    };
+
+    // Moved with no lookup, then removed after one: it is the file that the guest knew.
+    others("mv moves d/moved");
+    next(&mut guest, "move", "src/moves");
+    guest.rename(root, "moves", directory, "moved", 0).expect("moved");
+    others("rm d/moved");
+    next(&mut guest, "remove", "src/d/moved");
+    assert_eq!(guest.lookup(directory, "moved").map(|entry| entry.node), Ok(moves));
+    guest.named(op::UNLINK, directory, &[], &["moved"]).expect("removed");
+
+    // An editor's way: what was replaced is told of as the file that it was, and as there.
+    others("echo new > new");
+    next(&mut guest, "make", "src/new");
+    guest.named(op::MKNOD, root, &[0o100_600, 0, 0, 0], &["new"]).expect("made");
+    let new = guest.lookup(root, "new").expect("there").node;
+    next(&mut guest, "change", "src/new");
+    others("mv new old");
+    next(&mut guest, "move", "src/new");
+    assert_eq!(guest.lookup(root, "new").map(|entry| entry.node), Ok(new));
+    assert_eq!(guest.lookup(root, "old").map(|entry| entry.node), Ok(old));
+    guest.rename(root, "new", root, "old", 0).expect("moved");
+    assert_eq!(guest.lookup(root, "old").map(|entry| entry.node), Ok(new));
+
+    // What happens in a directory that was moved has its new path, though the guest never looked.
+    others("mv d e; echo > e/f");
+    next(&mut guest, "move", "src/d");
+    guest.rename(root, "d", root, "e", 0).expect("moved");
+    next(&mut guest, "make", "src/e/f");
+    watch.end();
+}

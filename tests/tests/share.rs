@@ -146,6 +146,9 @@ fn shares_come_and_go_while_the_guest_runs_with_no_step_in_it() -> Result<()> {
     Ok(())
 }
 
+/// How long the guest's kernel believes what it was told of names, and some.
+const BELIEF: Duration = Duration::from_millis(1200);
+
 /// Says every inotify event of a directory, a line each: what, and the name. No package is needed for it.
 const WATCHER: &str = r#"
 my %names = (2 => "modify", 4 => "attrib", 8 => "close_write", 0x40 => "from", 0x80 => "to", 0x100 => "create",
@@ -171,7 +174,9 @@ fn what_others_do_on_the_host_is_told_to_whoever_watches_in_the_guest() -> Resul
     let folder = host.home().join("src");
     fs::create_dir_all(folder.join("sub"))?;
     fs::write(folder.join("old"), "old\n")?;
-    fs::write(folder.join("itself"), "watched itself\n")?;
+    for watched in ["itself", "replaced", "soon"] {
+        fs::write(folder.join(watched), "watched itself\n")?;
+    }
     host.run(&["share", "add", "vm", &folder.display().to_string()])?.text()?;
     host.start_agent()?;
     guest.wait_until("pgrep -f 'share [r]eplay'", Duration::from_secs(240))?;
@@ -179,7 +184,8 @@ fn what_others_do_on_the_host_is_told_to_whoever_watches_in_the_guest() -> Resul
     guest.check(
         "ls /mnt/hospes/src /mnt/hospes/src/sub; cat /mnt/hospes/src/old
          systemd-run --quiet --unit=watch -p StandardOutput=append:/root/events \\
-             perl /root/watch.pl /mnt/hospes/src /mnt/hospes/src/sub /mnt/hospes/src/itself",
+             perl /root/watch.pl /mnt/hospes/src /mnt/hospes/src/sub /mnt/hospes/src/itself \
+             /mnt/hospes/src/replaced /mnt/hospes/src/soon",
     )?;
     guest.wait_until("grep -q ready /root/events", Duration::from_secs(60))?;
     let expect = |what: &str, lines: &[&str]| -> Result<()> {
@@ -212,14 +218,33 @@ fn what_others_do_on_the_host_is_told_to_whoever_watches_in_the_guest() -> Resul
     expect("changed itself", &["modify itself", "modify ."])?;
     fs::rename(folder.join("itself"), folder.join("sub/itself"))?;
     expect("moved itself", &["to itself", "move_self ."])?;
+    // The guest's kernel believes in what it knows for a second, and asks after that: both have to come to this.
+    std::thread::sleep(BELIEF);
     fs::remove_file(folder.join("sub/itself"))?;
-    // Its watcher's own IN_DELETE_SELF does not come on every run; the directory's event does.
-    expect("removed itself", &["delete itself"])?;
+    expect("removed itself", &["delete itself", "delete_self ."])?;
     // An editor's way: a new file beside the old one, moved over it.
     fs::write(folder.join(".old.swp"), "edited\n")?;
     fs::rename(folder.join(".old.swp"), folder.join("old"))?;
     expect("replaced", &["to old"])?;
     assert_eq!(guest.check("cat /mnt/hospes/src/old")?, "edited\n");
+    // And whoever watches no more than the file learns that it is another one now.
+    for (name, wait) in [("replaced", BELIEF), ("soon", Duration::ZERO)] {
+        guest.check(&format!("stat /mnt/hospes/src/{name}"))?;
+        std::thread::sleep(wait);
+        fs::write(folder.join(".new"), "another\n")?;
+        fs::rename(folder.join(".new"), folder.join(name))?;
+        expect("replaced itself", &[&format!("to {name}"), "delete_self ."])?;
+        fs::remove_file(folder.join(name))?;
+        expect("removed", &[&format!("delete {name}")])?;
+    }
+    // What happens in a directory that was moved is told where it is now.
+    fs::rename(folder.join("sub"), folder.join("below"))?;
+    expect("a directory moved", &["dir_from sub", "dir_to below"])?;
+    fs::write(folder.join("below/inside"), "1\n")?;
+    expect("made in it", &["create inside"])?;
+    std::thread::sleep(BELIEF);
+    fs::remove_file(folder.join("below/inside"))?;
+    expect("removed from it", &["delete inside"])?;
     fs::set_permissions(folder.join("old"), std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     expect("attributes", &["attrib old"])?;
 
@@ -241,6 +266,6 @@ fn what_others_do_on_the_host_is_told_to_whoever_watches_in_the_guest() -> Resul
     }
     fs::write(folder.join("last"), "")?;
     expect("after a storm", &["create last"])?;
-    assert_eq!(guest.check("ls /mnt/hospes/src")?, "last\nold\nown\nsub\n");
+    assert_eq!(guest.check("ls /mnt/hospes/src")?, "below\nlast\nold\nown\n");
     Ok(())
 }

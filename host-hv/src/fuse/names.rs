@@ -102,6 +102,7 @@ impl Server {
         let parent = self.writable(parent)?;
         let directory = self.nodes.directory(&parent)?;
         sys::remove(&*directory, name, is_directory)?;
+        self.nodes.unnamed(parent.id, name);
         Ok(Answer::done())
     }
 
@@ -122,6 +123,7 @@ impl Server {
             let _alone = self.renames.write().unwrap_or_else(PoisonError::into_inner);
             sys::rename(&*from, name, &*into, to_name, flags)?;
         }
+        self.nodes.renamed((parent.id, name), (to.id, to_name), flags & EXCHANGE != 0);
         self.seen(&to, &into, to_name);
         if flags & EXCHANGE != 0 {
             self.seen(&parent, &from, name);
@@ -130,7 +132,7 @@ impl Server {
     }
 
     /// A file that the guest may know is there now.
-    fn seen(&self, parent: &Node, directory: &std::os::fd::OwnedFd, name: &CStr) {
+    pub(super) fn seen(&self, parent: &Node, directory: &std::os::fd::OwnedFd, name: &CStr) {
         if let Ok(meta) = sys::stat_at(directory, name)
             && let Some(node) = self.nodes.find(&parent.share, meta.identity)
         {

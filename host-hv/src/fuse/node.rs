@@ -175,9 +175,21 @@ impl Nodes {
         meta: &Meta,
         place: Option<(u64, &CStr)>,
     ) -> Result<Arc<Node>, Errno> {
+        self.tell_as(share, meta, place, place)
+    }
+
+    /// As [`tell`](Self::tell), of a file that the guest is to know by another name than it has on the host. Nothing as
+    /// its place: where it was.
+    pub fn tell_as(
+        &self,
+        share: &Arc<Share>,
+        meta: &Meta,
+        place: Option<(u64, &CStr)>,
+        known_as: Option<(u64, &CStr)>,
+    ) -> Result<Arc<Node>, Errno> {
         let (node, new) = self.tell_quietly(share, meta, place)?;
         if let Some(watcher) = &*self.watcher.read().unwrap_or_else(PoisonError::into_inner) {
-            if let Some((parent, name)) = place {
+            if let Some((parent, name)) = known_as {
                 let mut table = lock(&self.table);
                 if table.names.len() >= self.limit {
                     // Old names of what was renamed again and again. Forgetting some harms nobody's files.
@@ -263,6 +275,26 @@ impl Nodes {
         let table = lock(&self.table);
         let id = table.names.get(&(parent, name.to_owned()))?;
         table.slots.get(id).map(|slot| slot.node.clone())
+    }
+
+    /// What the guest knew by one name it knows by another from now on; with `exchange`, the other way round too.
+    pub fn renamed(&self, from: (u64, &CStr), to: (u64, &CStr), exchange: bool) {
+        let mut table = lock(&self.table);
+        if table.names.is_empty() {
+            return;
+        }
+        let (from, to) = ((from.0, from.1.to_owned()), (to.0, to.1.to_owned()));
+        let (moved, replaced) = (table.names.remove(&from), table.names.remove(&to));
+        table.names.extend(moved.map(|id| (to, id)));
+        table.names.extend(replaced.filter(|_| exchange).map(|id| (from, id)));
+    }
+
+    /// The guest knows nothing by this name any more.
+    pub fn unnamed(&self, parent: u64, name: &CStr) {
+        let mut table = lock(&self.table);
+        if !table.names.is_empty() {
+            table.names.remove(&(parent, name.to_owned()));
+        }
     }
 
     /// All names by which the guest knows files, while somebody listens.

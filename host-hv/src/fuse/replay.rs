@@ -9,9 +9,10 @@
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::abi::{self, kind};
+use super::node::Node;
 use super::reply::{Answer, Bytes, ENTRY_OUT};
 use super::request::{Header, Operation};
 use super::server::{Server, VALID};
@@ -233,9 +234,9 @@ impl Server {
             }
             (Operation::Lookup { name }, Step::Moved { to, name: to_name }) if !done => {
                 if here(name) {
-                    return Some(self.moved(*to, to_name));
+                    return Some(self.moved(change, *to, to_name));
                 }
-                (node == *to && **name == **to_name).then_some(Err(Errno::NOENT))
+                (node == *to && **name == **to_name).then(|| self.replaced(change, *to, to_name))
             }
             (
                 Operation::MkNod { name, .. }
@@ -248,12 +249,15 @@ impl Server {
             }
             (Operation::Unlink { name } | Operation::RmDir { name }, Step::Removed) if here(name) => {
                 self.replays.done();
+                self.nodes.unnamed(node, name);
                 Some(Ok(Answer::done()))
             }
             (Operation::Rename { name, to, to_name, .. }, Step::Moved { to: new, name: new_name })
                 if here(name) && to == new && **to_name == **new_name =>
             {
                 self.replays.done();
+                // The guest may have believed in both names, and have asked for neither.
+                self.nodes.renamed((node, name), (*to, to_name), false);
                 Some(Ok(Answer::done()))
             }
             (Operation::Open { .. }, Step::Changed) if self.is_entry(node, change) => {
@@ -282,35 +286,67 @@ impl Server {
     }
 
     /// The entry of a file that is where it was moved to.
-    fn moved(&self, to: u64, name: &CStr) -> Result<Answer, Errno> {
+    fn moved(&self, change: &Change, to: u64, name: &CStr) -> Result<Answer, Errno> {
         let parent = self.node(to)?;
         let directory = self.nodes.directory(&parent)?;
         let meta = sys::stat_at(&*directory, name)?;
-        let node = self.nodes.tell(&parent.share, &meta, Some((to, name)))?;
+        // Not by its new name yet: what the guest knows by that one may be about to be replaced.
+        let known_as = Some((change.parent, &*change.name));
+        let node = self.nodes.tell_as(&parent.share, &meta, Some((to, name)), known_as)?;
         let mut out = Bytes::with_capacity(ENTRY_OUT);
         out.entry_out(node.id, &Self::attributes(&parent.share, &meta), VALID);
         Ok(out.into())
     }
 
-    /// The entry of a file that is gone: the one that the guest knew, or one made up, since all that happens to it next
-    /// is to be removed. One that is there again by now is itself.
-    fn remembered(&self, parent: u64, name: &CStr, directory: bool) -> Result<Answer, Errno> {
-        if let Ok(answer) = self.lookup(parent, name) {
-            return Ok(answer);
+    /// The entry of the file that a moved one took the place of, if the guest knew one there.
+    fn replaced(&self, change: &Change, to: u64, name: &CStr) -> Result<Answer, Errno> {
+        let parent = self.node(to)?;
+        let old = self.nodes.named(to, name).ok_or(Errno::NOENT)?;
+        let moved = self.nodes.named(change.parent, &change.name);
+        let is_another = moved.is_none_or(|moved| moved.id != old.id);
+        // The guest's kernel takes no other pair for a move.
+        if !is_another || (old.kind == kind::DIRECTORY) != change.directory {
+            return Err(Errno::NOENT);
         }
+        self.gone(&parent, &old, name)
+    }
+
+    /// The entry of a file that is gone: the one that the guest knew, or one made up, since all that happens to it next
+    /// is to be removed. What has its name by now is told of only if the guest knew nothing else there.
+    fn remembered(&self, parent: u64, name: &CStr, directory: bool) -> Result<Answer, Errno> {
         let parent = self.node(parent)?;
-        let known = self.nodes.named(parent.id, name);
-        let identity = known.as_ref().map_or_else(|| self.nodes.made_up(), |node| node.identity);
-        let bits = match &known {
-            Some(node) => node.kind,
-            None if directory => kind::DIRECTORY,
-            None => kind::FILE,
+        let there = self.nodes.directory(&parent).and_then(|directory| sys::stat_at(&*directory, name));
+        match (self.nodes.named(parent.id, name), there) {
+            (Some(known), Err(_)) => self.gone(&parent, &known, name),
+            (Some(known), Ok(meta)) if meta.identity != known.identity => self.gone(&parent, &known, name),
+            (_, Ok(_)) => self.lookup(parent.id, name),
+            (None, Err(_)) => {
+                let bits = if directory { kind::DIRECTORY } else { kind::FILE };
+                let meta = self.made_up(&parent, self.nodes.made_up(), bits);
+                self.told(&parent, &meta, name)
+            }
+        }
+    }
+
+    /// The entry of a file that the guest knew and that has this name no more: its last one, so far as the guest's kernel
+    /// is told, unless it is known to have others.
+    fn gone(&self, parent: &Node, known: &Arc<Node>, name: &CStr) -> Result<Answer, Errno> {
+        // Whoever has it open in the guest reads on.
+        let meta = match self.nodes.stat(known) {
+            Ok(meta) => Meta { links: meta.links.saturating_add(1), ..meta },
+            Err(_) => self.made_up(parent, known.identity, known.kind),
         };
-        let meta =
-            Meta { identity, mode: bits | 0o644, ids: parent.share.host, links: 1, ..self.root_meta() };
-        let node = self.nodes.tell(&parent.share, &meta, Some((parent.id, name)))?;
+        self.told(parent, &meta, name)
+    }
+
+    fn made_up(&self, parent: &Node, identity: sys::Identity, bits: u32) -> Meta {
+        Meta { identity, mode: bits | 0o644, ids: parent.share.host, links: 1, ..self.root_meta() }
+    }
+
+    fn told(&self, parent: &Node, meta: &Meta, name: &CStr) -> Result<Answer, Errno> {
+        let node = self.nodes.tell_as(&parent.share, meta, None, Some((parent.id, name)))?;
         let mut out = Bytes::with_capacity(ENTRY_OUT);
-        out.entry_out(node.id, &Self::attributes(&parent.share, &meta), VALID);
+        out.entry_out(node.id, &Self::attributes(&parent.share, meta), VALID);
         Ok(out.into())
     }
 }

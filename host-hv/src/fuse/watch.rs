@@ -239,6 +239,8 @@ impl Watch {
                     let what = What { removed: true, directory, ..What::default() };
                     return self.entry(parent, &name, what, ready);
                 }
+                // From here on what happens beneath it, or to it, is told by its new name.
+                self.seen(to, &new);
                 let step = Step::Moved { to, name: new };
                 ready.push_back((Change { parent, name, step, directory }, kind.unwrap_or_default()));
             }
@@ -283,6 +285,14 @@ impl Watch {
         let parent = self.server.nodes.get(parent).ok()?;
         let directory = self.server.nodes.directory(&parent).ok()?;
         sys::stat_at(&*directory, name).ok().map(|meta| meta.mode & kind::MASK)
+    }
+
+    fn seen(&self, parent: u64, name: &CString) {
+        if let Ok(parent) = self.server.nodes.get(parent)
+            && let Ok(directory) = self.server.nodes.directory(&parent)
+        {
+            self.server.seen(&parent, &directory, name);
+        }
     }
 
     fn paths(&self, change: &Change) -> Option<(GuestPath, Option<GuestPath>)> {
