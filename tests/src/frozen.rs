@@ -63,7 +63,7 @@ impl Frozen {
         base.directory.hash(&mut hash);
         for package in packages {
             let bytes = fs::read(package)
-                .with_context(|| format!("{} is missing. Run `make package`", package.display()))?;
+                .with_context(|| format!("{} is missing. Run `make test-package`", package.display()))?;
             bytes.hash(&mut hash);
         }
         let parent = target_dir()?.join("lab-frozen");

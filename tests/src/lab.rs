@@ -43,17 +43,22 @@ impl Lab {
         existing(target_dir()?.join("release").join(name), "make bench")
     }
 
-    /// The guest's package, as `make package` makes it.
+    /// The guest's package as it is shipped, for measuring: `make package` makes it.
+    pub fn released_package() -> Result<PathBuf> {
+        existing(target_dir()?.join("packages").join(file_of("hospes-tools")), "make package")
+    }
+
+    /// The guest's package, as `make test-package` makes it.
     pub fn package() -> Result<PathBuf> {
         package("hospes-tools")
     }
 
-    /// The package of the guest's desktop, as `make package` makes it.
+    /// The package of the guest's desktop, as `make test-package` makes it.
     pub fn desktop_package() -> Result<PathBuf> {
         package("hospes-desktop")
     }
 
-    /// The host's package for the guest's kind of machine, as `make package` makes it.
+    /// The host's package for the guest's kind of machine, as `make test-package` makes it.
     pub fn host_package() -> Result<PathBuf> {
         package("hospes")
     }
@@ -104,8 +109,11 @@ pub(crate) fn run_directory(name: &str) -> Result<(PathBuf, File)> {
 }
 
 fn package(name: &str) -> Result<PathBuf> {
-    let version = env!("CARGO_PKG_VERSION");
-    existing(target_dir()?.join("packages").join(format!("{name}_{version}_arm64.deb")), "make package")
+    existing(target_dir()?.join("lab/packages").join(file_of(name)), "make test-package")
+}
+
+fn file_of(name: &str) -> String {
+    format!("{name}_{}_arm64.deb", env!("CARGO_PKG_VERSION"))
 }
 
 fn existing(path: PathBuf, remedy: &str) -> Result<PathBuf> {

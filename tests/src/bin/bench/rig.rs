@@ -32,7 +32,7 @@ impl Rig {
             "virtserialport,chardev=qga,name=org.qemu.guest_agent.0",
         ]);
         let guest = Guest::boot(spec)?;
-        guest.install(&[Lab::package()?])?;
+        guest.install(&[Lab::released_package()?])?;
         guest.wait_until("systemctl is-active hospes-toolsd", Duration::from_secs(60))?;
         serve_floor(&guest)?;
         guest.check("systemctl start qemu-guest-agent")?;
