@@ -32,7 +32,7 @@ help:
 	@echo 'make package   hospes-tools, hospes-desktop and hospes for arm64, in $(target)/packages'
 	@echo 'make packages  all, for arm64 and amd64, held against the policy of Debian'
 	@echo 'make test-package  the same, built quickly: what the tests install'
-@echo 'make test-crates, make test-guest: the two halves of make test'
+	@echo 'make test-crates, make test-guest: the two halves of make test'
 	@echo 'make guest-shell  a guest with hospes-tools in it, to try things in'
 	@echo 'make clean-lab forgets the cached guests and desktops'
 
