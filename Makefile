@@ -1,7 +1,7 @@
 # Hospes: every target does its own set-up on a fresh Debian 12 machine, as root or with sudo, and says what it does.
 
 .NOTPARALLEL:
-.PHONY: help setup lab desktops build guest floor machine package test-package packages test test-crates test-guest test-desktop demo bench check fuzz torture test-vsock test-vmm test-time test-share suites guest-shell clean-lab
+.PHONY: help setup lab desktops build guest floor machine package test-package packages test test-crates test-guest test-desktop demo bench check fuzz torture test-vsock test-time test-share suites guest-shell clean-lab
 
 # One clock for the whole run: every line of progress tells the time since it began.
 ifndef HOSPES_STARTED
@@ -21,7 +21,6 @@ help:
 	@echo 'make test-vsock  the kernel'\''s own test of vsock, between two guests'
 	@echo 'make test-share  pjdfstest, fsx, git, sqlite and a build on a shared folder (a quarter of an hour)'
 	@echo 'make test-time   the guest'\''s clock after 22 pauses for each time service (20 minutes)'
-	@echo 'make test-vmm  a guest of our own machine (host-hv run), on the KVM of an emulated arm64 machine'
 	@echo 'make torture   200 random kills under running commands and copies'
 	@echo
 	@echo 'make setup     packages, a Rust toolchain where none is there, and what builds for the guest'
@@ -89,7 +88,7 @@ test-crates: setup
 	@$(env) say 'Testing the crates on this machine'; \
 	cargo test --quiet --locked --workspace --exclude integration-tests
 
-test-guest: setup lab desktops build floor test-package
+test-guest: setup lab desktops build floor machine test-package
 	@$(env) say 'Testing in a booted guest'; \
 	cargo test --locked -p integration-tests
 
@@ -128,10 +127,6 @@ test-share: setup lab suites build
 test-time: setup lab build floor test-package
 	@$(env) say "Pausing a guest, for each time service"; \
 	PAUSES=all cargo test --locked -p integration-tests --test time -- --nocapture
-
-test-vmm: setup lab machine
-	@$(env) say 'Running a guest of our own machine inside an emulated one'; \
-	cargo test --locked -p integration-tests --test vmm -- --ignored
 
 torture: setup lab build test-package
 	@$(env) say 'Killing at random'; \
