@@ -27,7 +27,6 @@
 //! `attributes` and `listing` the operations; [`node`], [`handle`] and [`share`] what they are about; [`owner`] who
 //! owns what; [`sys`] the host's calls.
 
-pub mod abi;
 mod attributes;
 mod files;
 pub mod handle;
@@ -37,12 +36,12 @@ pub mod node;
 pub mod owner;
 pub mod replay;
 pub mod reply;
-pub mod request;
 pub mod server;
 pub mod share;
 pub mod sys;
 pub mod watch;
 
+pub use hospes_fuse::{abi, request};
 pub use owner::{Ids, Owner, OwnerError};
 pub use server::{Limits, Server};
 pub use share::{Share, ShareError, ShareSpec};

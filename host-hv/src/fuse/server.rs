@@ -287,7 +287,7 @@ impl Server {
                 Ok(Answer::done())
             }
             // Nothing here waits for anything but a disk.
-            Operation::Interrupt => Ok(Answer::None),
+            Operation::Interrupt { .. } => Ok(Answer::None),
             Operation::Unknown => Err(Errno::NOSYS),
         }
     }

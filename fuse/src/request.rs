@@ -1,6 +1,6 @@
-//! Requests: from the guest's bytes to one operation, or the reason why it is none.
+//! Requests: from a kernel's bytes to one operation, or the reason why it is none.
 //!
-//! Nothing here looks at a file. The bytes are copied out of the guest's memory before they are looked at, so they
+//! Nothing here looks at a file. Whoever calls has copied the bytes out of a guest's memory, so they
 //! hold still; a name that comes out of here is one component that cannot lead out of its directory.
 
 use std::ffi::CStr;
@@ -12,19 +12,19 @@ use super::abi::{self, IN_HEADER, NAME_MAX, PATH_MAX, XATTR_MAX, fattr, op};
 /// The most bytes of a request besides a write's data: an extended attribute with its name, and some.
 pub const BODY_MAX: usize = XATTR_MAX + 1024;
 
-/// What a guest's kernel does not send.
+/// What a kernel does not send.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum Malformed {
-    #[error("The guest's request has {bytes} bytes, too few for its kind")]
+    #[error("The kernel's request has {bytes} bytes, too few for its kind")]
     Short { bytes: usize },
-    #[error("The guest's request has {bytes} bytes, and {limit} are the most")]
+    #[error("The kernel's request has {bytes} bytes, and {limit} are the most")]
     Long { bytes: usize, limit: usize },
-    #[error("The guest's name has no end, or {limit} bytes and more")]
+    #[error("The kernel's name has no end, or {limit} bytes and more")]
     NameLength { limit: usize },
-    #[error("The guest's name is empty, a dot or two, or has a slash in it")]
+    #[error("The kernel's name is empty, a dot or two, or has a slash in it")]
     Name,
-    #[error("The guest's name of an extended attribute is empty")]
+    #[error("The kernel's name of an extended attribute is empty")]
     AttributeName,
 }
 
@@ -39,7 +39,7 @@ pub struct Header {
     pub unique: u64,
     /// The node that it is about.
     pub node: u64,
-    /// Who asks, as the guest numbers them.
+    /// Who asks, as the kernel numbers them.
     pub uid: u32,
     /// Their group.
     pub gid: u32,
@@ -202,7 +202,10 @@ pub enum Operation<'a> {
         mode: u32,
     },
     Destroy,
-    Interrupt,
+    /// Nobody waits for the answer to this request any more.
+    Interrupt {
+        unique: u64,
+    },
     Allocate {
         handle: u64,
         offset: u64,
@@ -223,7 +226,7 @@ pub enum Operation<'a> {
         flags: u64,
     },
     SyncFs,
-    /// One that this server does not know; the guest's kernel then does without.
+    /// One that is not known here; the kernel then does without.
     Unknown,
 }
 
@@ -329,7 +332,7 @@ pub fn decode(opcode: u32, body: &[u8]) -> Result<Operation<'_>, Malformed> {
             Operation::Create { name: body.name()?, flags, mode, kill_ids }
         }
         op::DESTROY => Operation::Destroy,
-        op::INTERRUPT => Operation::Interrupt,
+        op::INTERRUPT => Operation::Interrupt { unique: body.u64()? },
         op::FALLOCATE => {
             let (handle, offset, length, mode) = (body.u64()?, body.u64()?, body.u64()?, body.u32()?);
             Operation::Allocate { handle, offset, length, mode }

@@ -1,9 +1,9 @@
 //! Constants and layouts of the FUSE kernel protocol, version 7.41 (Linux 6.12, `include/uapi/linux/fuse.h`), as far
-//! as this server speaks it. All numbers are little-endian: both ends run on such machines.
+//! as our servers speak it. All numbers are little-endian: both ends run on such machines.
 
 /// The protocol's major version; another one cannot be spoken.
 pub const MAJOR: u32 = 7;
-/// The newest minor version that this server knows.
+/// The newest minor version that our servers know.
 pub const MINOR: u32 = 41;
 /// The oldest minor version served (Linux 5.4, the first with virtio-fs).
 pub const MINOR_MIN: u32 = 31;
