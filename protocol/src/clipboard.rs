@@ -28,7 +28,8 @@
 //! replaced one fails, and nobody is given the new one's bytes in its place. [`FrameId::CLIPBOARD_SET`] leaves bytes
 //! with the guest's desktop, which offers them itself.
 //!
-//! [`Channel`] is the rules of the long connection; [`Source`] and [`Sink`] those of one that carries bytes.
+//! [`Channel`] is the rules of the long connection; [`Source`] and [`Sink`] those of one that carries bytes. Copied files
+//! are lent and not carried: [`files`].
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,8 @@ use crate::frame::{self, Frame, FrameId, Header};
 use crate::limits::{CLIPBOARD_TYPE, CLIPBOARD_TYPES};
 use crate::open_enum;
 use crate::stream::{Receiver, Sender, StreamError};
+
+pub mod files;
 
 /// The stream from host to guest.
 pub const TO_GUEST: u16 = 0;
@@ -237,6 +240,8 @@ pub enum Said {
     Offer(Offer),
     /// Somebody pastes in the guest (host only).
     Want(Want),
+    /// Somebody pastes files in the guest (host only).
+    WantFiles(files::WantFiles),
     /// The host will not feed a paste (guest only).
     Decline(Decline),
     /// The peer ends it, and why.
@@ -291,6 +296,7 @@ impl Channel {
                 check_type(&want.kind)?;
                 Ok(Said::Want(want))
             }
+            (FrameId::CLIPBOARD_WANT_FILES, Side::Host) if self.ready => Ok(Said::WantFiles(frame.decode()?)),
             (FrameId::CLIPBOARD_DECLINE, Side::Guest) => Ok(Said::Decline(frame.decode()?)),
             (FrameId::FAILED, _) => Ok(Said::Failed(frame.decode()?)),
             (FrameId::BYE, Side::Guest) => Ok(Said::Bye),

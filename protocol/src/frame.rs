@@ -146,6 +146,24 @@ open_enum! {
         CLIPBOARD_SET = 0x0a07,
         /// Guest to host: [`Taken`](crate::clipboard::Taken).
         CLIPBOARD_TAKEN = 0x0a08,
+        /// Host to guest: [`Files`](crate::clipboard::files::Files).
+        CLIPBOARD_FILES = 0x0a09,
+        /// Guest to host: [`WantFiles`](crate::clipboard::files::WantFiles).
+        CLIPBOARD_WANT_FILES = 0x0a0a,
+        /// Host to guest: [`Lend`](crate::clipboard::files::Lend).
+        CLIPBOARD_LEND = 0x0a0b,
+        /// From who lends: [`Roots`](crate::clipboard::files::Roots).
+        CLIPBOARD_ROOTS = 0x0a0c,
+        /// To who lends: [`Ask`](crate::clipboard::files::Ask).
+        CLIPBOARD_ASK = 0x0a0d,
+        /// From who lends: [`Node`](crate::clipboard::files::Node).
+        CLIPBOARD_NODE = 0x0a0e,
+        /// From who lends: [`Entries`](crate::clipboard::files::Entries).
+        CLIPBOARD_ENTRIES = 0x0a0f,
+        /// From who lends: the question's number, in eight bytes, and the bytes that were asked for.
+        CLIPBOARD_BYTES = 0x0a10,
+        /// From who lends: [`Refusal`](crate::clipboard::files::Refusal).
+        CLIPBOARD_REFUSAL = 0x0a11,
 
         /// Host to guest: [`Display`](crate::display::Display).
         DISPLAY = 0x0b00,
@@ -176,14 +194,19 @@ impl FrameId {
             | Self::TIME_STAMP
             | Self::CLIPBOARD
             | Self::CLIPBOARD_FEED
-            | Self::CLIPBOARD_TAKEN => 64,
-            Self::DATA => DATA_LEN,
+            | Self::CLIPBOARD_TAKEN
+            | Self::CLIPBOARD_FILES
+            | Self::CLIPBOARD_WANT_FILES
+            | Self::CLIPBOARD_LEND
+            | Self::CLIPBOARD_REFUSAL => 64,
+            Self::DATA | Self::CLIPBOARD_BYTES => DATA_LEN,
             Self::EXEC
             | Self::COPY_PULL
             | Self::PROCESSES
             | Self::REQUEST
             | Self::REPLY
-            | Self::FILE_ENTRIES => LARGE_MESSAGE_LEN,
+            | Self::FILE_ENTRIES
+            | Self::CLIPBOARD_ROOTS => LARGE_MESSAGE_LEN,
             _ => MESSAGE_LEN,
         }
     }

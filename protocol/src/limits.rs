@@ -87,6 +87,30 @@ pub const CLIPBOARD_KEPT: u64 = 64 * 1024 * 1024;
 /// Pastes under way at once, per desktop and connected host, each way.
 pub const CLIPBOARD_PASTES: usize = 64;
 
+/// Files and folders of one copy.
+pub const CLIPBOARD_ROOTS: usize = 16_384;
+
+/// Bytes of the list that a desktop's program has of them.
+pub const CLIPBOARD_LIST: u64 = LARGE_MESSAGE_LEN as u64;
+
+/// Bytes of a link among them that leads to no file.
+pub const CLIPBOARD_URI: usize = 4 * 1024;
+
+/// Bytes of a lent file's name: what Linux has room for.
+pub const CLIPBOARD_NAME: usize = 255;
+
+/// Entries of a lent directory that are told at once.
+pub const CLIPBOARD_ENTRIES: usize = 256;
+
+/// Questions to a lender that have no answer yet.
+pub const CLIPBOARD_ASKS: usize = 1024;
+
+/// Files and directories that a lender has open for one borrower.
+pub const CLIPBOARD_HANDLES: usize = 256;
+
+/// Copies whose files are lent to one peer at once, and borrowed of all; one more ends the oldest.
+pub const CLIPBOARD_LENDINGS: usize = 4;
+
 /// Screens of one display request.
 pub const OUTPUTS: usize = 16;
 

@@ -1,5 +1,8 @@
 //! What must be refused, and how: `hostile/RECEIVER/ERROR/*.bin`.
 
+use hospes_protocol::clipboard::files::{
+    Ask, Attributes as Found, Borrower, Deed, Entries, Entry, FilesError, Lender, Node, NodeKind, Root, Roots,
+};
 use hospes_protocol::clipboard::{
     self, Channel, ClipboardError, Offer, Selection, Share, Sink, Source, Taken, Want,
 };
@@ -59,6 +62,17 @@ pub(crate) fn refused_as(receiver: &str, bytes: &[u8]) -> Option<&'static str> {
             let mut sink = Sink::new(clipboard::Side::Host);
             frames(bytes, |frame| sink.receive(frame).map(drop).map_err(|error| clipboard_error(&error)))
                 .and_then(|()| sink.closed().map_err(|error| clipboard_error(&error)))
+        }
+        "clipboard-borrower" => {
+            let mut borrower = Borrower::new();
+            let ask = |deed| Ask { id: 0, deed, root: 0, path: Vec::new(), handle: 0, offset: 0, len: 4 };
+            borrower.ask(ask(Deed::MORE), &mut Vec::new());
+            borrower.ask(ask(Deed::READ), &mut Vec::new());
+            frames(bytes, |frame| borrower.receive(frame).map(drop).map_err(|error| files_error(&error)))
+        }
+        "clipboard-lender" => {
+            let mut lender = Lender::new(&Roots::default(), &mut Vec::new());
+            frames(bytes, |frame| lender.receive(frame).map(drop).map_err(|error| files_error(&error)))
         }
         "clipboard-source" => {
             let mut source = Source::new(clipboard::Side::Host);
@@ -242,6 +256,16 @@ fn clipboard_error(error: &ClipboardError) -> &'static str {
         ClipboardError::Serial { .. } => "serial",
         ClipboardError::Unexpected { .. } => "unexpected",
         ClipboardError::Cut { .. } => "cut",
+    }
+}
+
+fn files_error(error: &FilesError) -> &'static str {
+    match error {
+        FilesError::Codec(error) => codec_error(error),
+        FilesError::Unexpected { .. } => "unexpected",
+        FilesError::Answer { .. } => "answer",
+        FilesError::Name { .. } => "name",
+        FilesError::TooMany { .. } => "too-many",
     }
 }
 
@@ -468,6 +492,52 @@ fn clipboard_frames(add: &mut Add<'_>) {
     add("clipboard-sink/overrun/flood", &flood(1));
     add("clipboard-sink/no-such-stream/our-own", &[framed(FrameId::DATA, 0, b"x")]);
     add("clipboard-source/count/less", &[message(FrameId::CLIPBOARD_TAKEN, 0, &Taken { bytes: 1 })]);
+    lendings(add);
+}
+
+fn lendings(add: &mut Add<'_>) {
+    let roots = |name: &[u8], uri: &str| {
+        let root = Root { name: name.to_vec(), uri: uri.into(), shared: None };
+        message(FrameId::CLIPBOARD_ROOTS, 0, &Roots { roots: vec![root] })
+    };
+    add("clipboard-borrower/name/up", &[roots(b"..", "")]);
+    add("clipboard-borrower/name/slash", &[roots(b"a/b", "")]);
+    add("clipboard-borrower/name/file-as-link", &[roots(b"", "file:///etc/passwd")]);
+    add("clipboard-borrower/name/two-lines", &[roots(b"", "http://x/\r\nfile:///etc/passwd")]);
+    let twice = roots(b"a", "");
+    add("clipboard-borrower/unexpected/roots-twice", &[twice.clone(), twice]);
+    let attributes = |kind, target: &[u8]| {
+        let target = target.to_vec();
+        Found { kind, executable: false, size: 0, modified: 0, modified_ns: 0, target }
+    };
+    let entries = |name: &[u8], attributes| {
+        let entries = vec![Entry { name: name.to_vec(), attributes }];
+        message(FrameId::CLIPBOARD_ENTRIES, 0, &Entries { id: 1, entries })
+    };
+    let file = || attributes(NodeKind::FILE, b"");
+    add("clipboard-borrower/name/entry-up", &[entries(b"../x", file())]);
+    add("clipboard-borrower/name/entry-nul", &[entries(b"a\0b", file())]);
+    add("clipboard-borrower/name/entry-long", &[entries(&[b'x'; 256], file())]);
+    add("clipboard-borrower/name/link-to-nothing", &[entries(b"x", attributes(NodeKind::LINK, b""))]);
+    let many = vec![Entry { name: b"x".to_vec(), attributes: file() }; 257];
+    let many = message(FrameId::CLIPBOARD_ENTRIES, 0, &Entries { id: 1, entries: many });
+    add("clipboard-borrower/too-many/entries", &[many]);
+    let node = message(FrameId::CLIPBOARD_NODE, 0, &Node { id: 1, attributes: file() });
+    add("clipboard-borrower/answer/another-kind", &[node]);
+    add(
+        "clipboard-borrower/answer/not-the-next",
+        &[framed(FrameId::CLIPBOARD_BYTES, 0, b"\x02\0\0\0\0\0\0\0abcd")],
+    );
+    add("clipboard-borrower/unexpected/no-number", &[framed(FrameId::CLIPBOARD_BYTES, 0, b"\x01\0")]);
+    let ask = |path: &[u8], len| {
+        let path = path.to_vec();
+        let ask = Ask { id: 1, deed: Deed::STAT, root: 0, path, handle: 0, offset: 0, len };
+        message(FrameId::CLIPBOARD_ASK, 0, &ask)
+    };
+    add("clipboard-lender/name/up", &[ask(b"a/../../etc", 0)]);
+    add("clipboard-lender/name/root", &[ask(b"/etc/passwd", 0)]);
+    add("clipboard-lender/too-many/bytes", &[ask(b"", u32::MAX)]);
+    add("clipboard-lender/unexpected/an-answer", &[framed(FrameId::CLIPBOARD_REFUSAL, 0, b"\x01\x17")]);
 }
 
 fn archives(add: &mut Add<'_>) {

@@ -1,5 +1,6 @@
 //! Every frame's payload, decoded and encoded again.
 
+use hospes_protocol::clipboard::files;
 use hospes_protocol::codec::{self, CodecError};
 use hospes_protocol::frame::FrameId;
 use hospes_protocol::{
@@ -65,9 +66,17 @@ pub(crate) fn recode(id: FrameId, payload: &[u8]) -> Option<Result<Vec<u8>, Code
         FrameId::CLIPBOARD_FEED => message::<clipboard::Feed>,
         FrameId::CLIPBOARD_SET => message::<clipboard::Set>,
         FrameId::CLIPBOARD_TAKEN => message::<clipboard::Taken>,
+        FrameId::CLIPBOARD_FILES => message::<files::Files>,
+        FrameId::CLIPBOARD_WANT_FILES => message::<files::WantFiles>,
+        FrameId::CLIPBOARD_LEND => message::<files::Lend>,
+        FrameId::CLIPBOARD_ROOTS => message::<files::Roots>,
+        FrameId::CLIPBOARD_ASK => message::<files::Ask>,
+        FrameId::CLIPBOARD_NODE => message::<files::Node>,
+        FrameId::CLIPBOARD_ENTRIES => message::<files::Entries>,
+        FrameId::CLIPBOARD_REFUSAL => message::<files::Refusal>,
         FrameId::DISPLAY => message::<display::Display>,
         FrameId::DISPLAY_STATE => message::<display::State>,
-        FrameId::DATA => raw,
+        FrameId::DATA | FrameId::CLIPBOARD_BYTES => raw,
         FrameId::BYE | FrameId::UNWANTED | FrameId::EXEC_DETACH | FrameId::CONTROL => message::<()>,
         _ => return None,
     };

@@ -1,5 +1,6 @@
 //! One valid frame, or several, of every id: what the generator writes as `valid/*.bin`.
 
+use hospes_protocol::clipboard::files::{self, NodeKind, Root, Shared};
 use hospes_protocol::clipboard::{self, Decline, Feed, Fetch, Offer, Selection, Set, Share, Taken};
 use hospes_protocol::codec;
 use hospes_protocol::control::{Answer, Ask, Event, Reply, Request};
@@ -405,6 +406,52 @@ fn clipboards(samples: &mut Samples) {
     samples.message("clipboard-feed", FrameId::CLIPBOARD_FEED, &Feed { call });
     samples.message("clipboard-set", FrameId::CLIPBOARD_SET, &Set { selection, types: types() });
     samples.message("clipboard-taken", FrameId::CLIPBOARD_TAKEN, &Taken { bytes: 500 << 20 });
+    lendings(samples);
+}
+
+fn lendings(samples: &mut Samples) {
+    let (selection, call) = (Selection::CLIPBOARD, *b"0123456789abcdef");
+    samples.message("clipboard-files", FrameId::CLIPBOARD_FILES, &files::Files { selection, serial: 7 });
+    let want = files::WantFiles { call, selection, serial: 300 };
+    samples.message("clipboard-want-files", FrameId::CLIPBOARD_WANT_FILES, &want);
+    samples.message("clipboard-lend", FrameId::CLIPBOARD_LEND, &files::Lend { call });
+    let root = |name: &[u8], uri: &str, shared| Root { name: name.to_vec(), uri: uri.into(), shared };
+    let shared = Shared { share: "src".into(), path: b"a/b.c".to_vec() };
+    let roots = vec![
+        root(b"r\xe9sum\xe9", "", None),
+        root(b"b.c", "", Some(shared)),
+        root(b"", "https://example.org/", None),
+    ];
+    samples.message("clipboard-roots", FrameId::CLIPBOARD_ROOTS, &files::Roots { roots });
+    let path = b"photos/1.jpg".to_vec();
+    let ask = files::Ask {
+        id: 9,
+        deed: files::Deed::READ,
+        root: 1,
+        path,
+        handle: 4,
+        offset: 1 << 33,
+        len: 131_072,
+    };
+    samples.message("clipboard-ask", FrameId::CLIPBOARD_ASK, &ask);
+    let attributes = |kind, target: &[u8]| files::Attributes {
+        kind,
+        executable: true,
+        size: 5 << 30,
+        modified: -1,
+        modified_ns: 999_999_999,
+        target: target.to_vec(),
+    };
+    let node = files::Node { id: 9, attributes: attributes(NodeKind::LINK, b"../x") };
+    samples.message("clipboard-node", FrameId::CLIPBOARD_NODE, &node);
+    let entries =
+        vec![files::Entry { name: b"x y".to_vec(), attributes: attributes(NodeKind::DIRECTORY, b"") }];
+    samples.message("clipboard-entries", FrameId::CLIPBOARD_ENTRIES, &files::Entries { id: 9, entries });
+    let end = files::Entries { id: 10, entries: Vec::new() };
+    samples.message("clipboard-entries-end", FrameId::CLIPBOARD_ENTRIES, &end);
+    let refusal = files::Refusal { id: 9, kind: ErrorKind::NOT_FOUND };
+    samples.message("clipboard-refusal", FrameId::CLIPBOARD_REFUSAL, &refusal);
+    samples.raw("clipboard-bytes", FrameId::CLIPBOARD_BYTES, 0, b"\x09\0\0\0\0\0\0\0hello");
 }
 
 fn displays(samples: &mut Samples) {
