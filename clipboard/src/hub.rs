@@ -218,7 +218,7 @@ impl Hub {
         if held.serial != serial || held.owner == Owner::Nobody {
             return None;
         }
-        let kind = types::original(kind, &held.types)?;
+        let kind = types::owners(kind, &held.types)?;
         Some((held.owner, kind.to_owned()))
     }
 

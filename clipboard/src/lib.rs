@@ -14,6 +14,7 @@
 pub mod back_end;
 pub mod clipboard;
 pub mod desktop;
+pub mod files;
 pub mod hub;
 pub mod kept;
 pub mod peer;

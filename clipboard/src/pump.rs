@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use hospes_protocol::clipboard::{ClipboardError, Side, Sink, SinkStep, Source, SourceStep};
@@ -116,6 +116,11 @@ impl Wire {
             input.filled(n);
         }
         Ok(read != Some(0))
+    }
+
+    /// Ends the connection, for whoever else has a descriptor of it too.
+    pub fn end(&self) {
+        let _ = nix::sys::socket::shutdown(self.fd.as_raw_fd(), nix::sys::socket::Shutdown::Both);
     }
 
     /// The frames that have arrived.
@@ -294,6 +299,30 @@ pub async fn copy(mut from: File, into: OwnedFd) {
     while let Ok(n @ 1..) = from.read(&mut chunk) {
         if into.write_all(&chunk[..n]).await.is_err() {
             return;
+        }
+    }
+}
+
+/// Writes these bytes to a program that pastes them.
+pub async fn give(bytes: &[u8], into: OwnedFd) {
+    if let Ok(mut into) = Writer::new(Into::Pipe(into)) {
+        let _ = into.write_all(bytes).await;
+    }
+}
+
+/// All that `from` has.
+///
+/// # Errors
+/// [`PumpError::TooLong`], [`PumpError::Program`].
+pub async fn all(from: From, most: u64) -> Result<Vec<u8>, PumpError> {
+    let mut from = Reader::new(from).map_err(PumpError::Program)?;
+    let mut bytes = Vec::new();
+    let mut chunk = vec![0; 64 * 1024];
+    loop {
+        match from.read(&mut chunk).await.map_err(PumpError::Program)? {
+            0 => return Ok(bytes),
+            n if bytes.len() as u64 + n as u64 > most => return Err(PumpError::TooLong { most }),
+            n => bytes.extend_from_slice(&chunk[..n]),
         }
     }
 }

@@ -3,6 +3,8 @@
 use hospes_protocol::clipboard::check_type;
 use hospes_protocol::limits::CLIPBOARD_TYPES;
 
+use crate::files::list;
+
 /// UTF-8 text's names, the best first. The programs of a desktop ask for one or the other, and one that has only
 /// another shall be able to paste all the same.
 const TEXT: [&str; 6] =
@@ -37,21 +39,32 @@ pub fn to_wire(types: Vec<String>) -> Vec<String> {
     let mut wire: Vec<String> = Vec::new();
     for name in types {
         let internal = INTERNAL.contains(&name.as_str()) || name.starts_with(MARK);
-        if !internal && check_type(&name).is_ok() && !wire.contains(&name) && wire.len() < CLIPBOARD_TYPES {
+        let local = list::LOCAL.contains(&name.as_str());
+        if !internal
+            && !local
+            && check_type(&name).is_ok()
+            && !wire.contains(&name)
+            && wire.len() < CLIPBOARD_TYPES
+        {
             wire.push(name);
         }
     }
     wire
 }
 
-/// The types as a desktop is shown them: text under all its names.
+/// The types as a desktop is shown them: text and lists of files under all their names.
 #[must_use]
 pub fn to_desktop(types: &[String]) -> Vec<String> {
     let mut shown = types.to_vec();
+    let mut add = |names: &[&str]| {
+        let missing = names.iter().filter(|name| !types.iter().any(|had| had == *name));
+        shown.extend(missing.map(|name| (*name).to_owned()));
+    };
     if types.iter().any(|name| is_text(name)) {
-        shown.extend(
-            TEXT.iter().filter(|name| !types.iter().any(|had| had == *name)).map(|name| (*name).into()),
-        );
+        add(&TEXT);
+    }
+    if list::best(types).is_some() {
+        add(&list::TYPES);
     }
     shown
 }
@@ -61,6 +74,13 @@ pub fn to_desktop(types: &[String]) -> Vec<String> {
 pub fn original<'t>(kind: &str, types: &'t [String]) -> Option<&'t str> {
     let find = |wanted: &str| types.iter().find(|name| *name == wanted).map(String::as_str);
     find(kind).or_else(|| if is_text(kind) { TEXT.iter().find_map(|name| find(name)) } else { None })
+}
+
+/// As which of its types the owner is asked for `kind`, which a desktop's program asks for: lists of files are written
+/// anew.
+#[must_use]
+pub fn owners<'t>(kind: &str, types: &'t [String]) -> Option<&'t str> {
+    original(kind, types).or_else(|| if list::is_list(kind) { list::best(types) } else { None })
 }
 
 /// Whether a program said that it is a secret.
@@ -91,8 +111,16 @@ mod tests {
 
     #[test]
     fn what_crosses_is_only_what_somebody_could_paste() {
-        let offered =
-            ["TARGETS", "text/html", "text/html", "MULTIPLE", "application/x-hospes-00ff", "a\nb", "x/y z"];
+        let offered = [
+            "application/x-kde-cutselection",
+            "TARGETS",
+            "text/html",
+            "text/html",
+            "MULTIPLE",
+            "application/x-hospes-00ff",
+            "a\nb",
+            "x/y z",
+        ];
         assert_eq!(to_wire(names(&offered)), ["text/html", "x/y z"]);
         assert_eq!(to_wire((0..500).map(|n| format!("a/{n}")).collect()).len(), CLIPBOARD_TYPES);
     }
@@ -106,6 +134,13 @@ mod tests {
         assert_eq!(original("STRING", &types), Some("STRING"));
         assert_eq!(original("image/png", &types), None);
         assert_eq!(to_desktop(&names(&["image/png"])), ["image/png"]);
+        let files = to_desktop(&names(&["x-special/gnome-copied-files"]));
+        assert!(
+            list::TYPES.iter().all(|name| files.iter().filter(|had| had == name).count() == 1),
+            "{files:?}"
+        );
+        assert_eq!(owners("text/uri-list", &files[..1]), Some("x-special/gnome-copied-files"));
+        assert_eq!(original("text/uri-list", &files[..1]), None);
         assert_eq!(original("text/plain", &names(&["image/png"])), None);
         assert_eq!(best(&types), Some("UTF8_STRING"));
         assert_eq!(best(&names(&["image/png", "image/bmp"])), Some("image/png"));

@@ -1,16 +1,22 @@
 //! The helper: a desktop, a daemon, and the hosts' connections between them.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use guest_tools::handoff::Handoff;
+use guest_tools::tools::MOUNT_POINT;
 use hospes_clipboard::back_end::{self, Event};
 use hospes_clipboard::clipboard::Clipboard;
 use hospes_clipboard::desktop::{self, Places};
+use hospes_clipboard::files::borrow::{Borrowing, Lookup, in_folder};
+use hospes_clipboard::files::mount::Mounter;
+use hospes_clipboard::hub::PeerId;
 use hospes_clipboard::kept::{self, Kept};
 use hospes_clipboard::peer;
 use hospes_clipboard::pump::{self, Into, Wire};
+use hospes_protocol::clipboard::files::{Files, Lend, Shared};
 use hospes_protocol::clipboard::{Channel, Feed, Fetch, Set, Share, Side};
 use hospes_protocol::codec;
 use hospes_protocol::display::{Display, State};
@@ -18,7 +24,7 @@ use hospes_protocol::error::{ErrorKind, WireError};
 use hospes_protocol::frame::{self, FrameId};
 use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{User, geteuid};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_local;
 use tokio::time::{Duration, sleep};
 
@@ -41,12 +47,15 @@ pub struct Options {
     pub daemon: PathBuf,
     /// Where a desktop may be.
     pub places: Places,
+    /// hospes-mount's socket.
+    pub mount: PathBuf,
 }
 
 /// Serves until nobody is interested any more, which is never.
 pub async fn run(options: Options) {
     let (handle, orders, mut events) = back_end::ends();
-    let clipboard = Rc::new(Clipboard::guest(handle));
+    let files = Borrowing::new(Mounter::Socket(options.mount), Box::new(folders));
+    let clipboard = Rc::new(Clipboard::guest(handle, files));
     let (screens, screen_orders) = screens::ends();
     spawn_local(screens::serve(options.places.clone(), screen_orders));
     spawn_local(desktop::serve(options.places, orders));
@@ -156,6 +165,12 @@ async fn serve(desktop: Rc<Desktop>, connection: OwnedFd, handoff: Handoff, user
     let clipboard = &desktop.clipboard;
     let outcome = match FrameId(handoff.request_id) {
         FrameId::CLIPBOARD => share(clipboard, connection, &handoff, &user).await,
+        // It ends when its files are not lent any more.
+        FrameId::CLIPBOARD_LEND => match borrow(clipboard, connection, &handoff).await {
+            Ok(()) => return,
+            Err(why) => Err(why),
+        },
+        FrameId::CLIPBOARD_FILES => lend(clipboard, connection, &handoff).await,
         FrameId::DISPLAY => display(&desktop.screens, connection, &handoff, user).await,
         id => body(clipboard, connection, id, &handoff).await,
     };
@@ -226,6 +241,59 @@ async fn share(
     let end = peer::converse(connection, &handoff.rest, first, channel, &outbox, heard).await;
     clipboard.peer_left(id);
     Err(end.into())
+}
+
+/// A host lends its files.
+async fn borrow(clipboard: &Clipboard, connection: OwnedFd, handoff: &Handoff) -> anyhow::Result<()> {
+    let Lend { call } = codec::decode(&handoff.request)?;
+    let wire = Wire::new(connection, &handoff.rest)?;
+    wire.write_all(&handoff.preamble).await?;
+    let sent = match clipboard.borrower(&call) {
+        Some(waits) => waits.send(wire),
+        None => Err(wire),
+    };
+    match sent {
+        Ok(()) => Ok(()),
+        Err(mut unwanted) => {
+            let error = WireError::new(ErrorKind::NOT_FOUND, "Nobody waits for these files any more");
+            pump::refuse(&mut unwanted, &error).await;
+            anyhow::bail!("nobody waits for them");
+        }
+    }
+}
+
+/// A host reads this desktop's files.
+async fn lend(clipboard: &Clipboard, connection: OwnedFd, handoff: &Handoff) -> anyhow::Result<()> {
+    let Files { selection, serial } = codec::decode(&handoff.request)?;
+    let lending = match clipboard.lend(None, selection, serial, shared).await {
+        Ok(lending) => lending,
+        Err(error) => {
+            let mut wire = Wire::new(connection, &handoff.rest)?;
+            wire.write_all(&handoff.preamble).await?;
+            pump::refuse(&mut wire, &error).await;
+            return Ok(());
+        }
+    };
+    let (done, over) = oneshot::channel();
+    lending.spawn(connection, handoff.preamble.clone(), handoff.rest.clone(), |end| {
+        let _ = done.send(end);
+    })?;
+    Ok(over.await??)
+}
+
+/// Which of the host's folders a path is in.
+fn shared(path: &Path) -> Option<Shared> {
+    let mut inside = path.strip_prefix(MOUNT_POINT).ok()?.components();
+    let share = inside.next()?.as_os_str().to_str()?.to_owned();
+    Some(Shared { share, path: inside.as_path().as_os_str().as_bytes().to_vec() })
+}
+
+/// Finds places in the host's folders.
+fn folders(_: PeerId) -> Option<Lookup> {
+    Some(Box::new(|places| {
+        let find = |Shared { share, path }| in_folder(&Path::new(MOUNT_POINT).join(share), &path);
+        places.into_iter().map(|place| place.and_then(find)).collect()
+    }))
 }
 
 /// A connection that carries bytes.

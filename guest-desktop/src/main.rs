@@ -6,6 +6,7 @@ use anyhow::Context;
 use guest_desktop::helper::{self, Options};
 use guest_tools::daemon::desktop::socket;
 use guest_tools::logging;
+use guest_tools::mount;
 use guest_tools::paths::Paths;
 use hospes_clipboard::desktop::Places;
 use lexopt::Arg::{Long, Short};
@@ -63,7 +64,9 @@ fn run(options: Options) -> anyhow::Result<()> {
 
 /// The command line. What `--help` leaves out is for tests.
 fn parse() -> Result<Option<Options>, lexopt::Error> {
-    let mut options = Options { daemon: socket(&Paths::default().run), places: Places::from_env() };
+    let run = Paths::default().run;
+    let mut options =
+        Options { daemon: socket(&run), places: Places::from_env(), mount: mount::socket(&run) };
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next()? {
         match argument {
@@ -78,6 +81,7 @@ fn parse() -> Result<Option<Options>, lexopt::Error> {
             Long("run") => {
                 let run: std::path::PathBuf = arguments.value()?.into();
                 options.daemon = socket(&run);
+                options.mount = mount::socket(&run);
             }
             other => return Err(other.unexpected()),
         }

@@ -18,6 +18,7 @@ pub mod identity;
 pub mod info;
 pub mod local_socket;
 pub mod logging;
+pub mod mount;
 pub mod paths;
 pub mod power;
 pub mod qga;

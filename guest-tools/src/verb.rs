@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use hospes_protocol::clipboard::files::{Files, Lend};
 use hospes_protocol::clipboard::{Feed, Fetch, Offer, Set, Share, check_type};
 use hospes_protocol::codec::{self, CodecError};
 use hospes_protocol::copy::{Pull, Push, Resume};
@@ -97,7 +98,9 @@ impl Verb {
             FrameId::CLIPBOARD
             | FrameId::CLIPBOARD_FETCH
             | FrameId::CLIPBOARD_FEED
-            | FrameId::CLIPBOARD_SET => Some(Self::Clipboard),
+            | FrameId::CLIPBOARD_SET
+            | FrameId::CLIPBOARD_FILES
+            | FrameId::CLIPBOARD_LEND => Some(Self::Clipboard),
             FrameId::DISPLAY => Some(Self::Display),
             FrameId::FORWARD_CONNECT | FrameId::FORWARD_LISTEN | FrameId::FORWARD_ACCEPT => {
                 Some(Self::Forward)
@@ -219,6 +222,14 @@ impl Request {
                     FrameId::CLIPBOARD_FEED => {
                         let Feed { .. } = codec::decode(payload).map_err(wire)?;
                         "paste into the guest".to_owned()
+                    }
+                    FrameId::CLIPBOARD_FILES => {
+                        let Files { .. } = codec::decode(payload).map_err(wire)?;
+                        "paste files of the guest's".to_owned()
+                    }
+                    FrameId::CLIPBOARD_LEND => {
+                        let Lend { .. } = codec::decode(payload).map_err(wire)?;
+                        "paste files into the guest".to_owned()
                     }
                     FrameId::CLIPBOARD_SET => {
                         let Set { types, selection } = codec::decode(payload).map_err(wire)?;

@@ -17,6 +17,7 @@ packages="
     openssh-client rsync
     strace
     dpkg-dev fakeroot
+    fuse3
 "
 # ca-certificates             cargo fetches crates
 # gcc…                        links for this machine, and for the guest
@@ -26,6 +27,7 @@ packages="
 # mmdebstrap, e2fsprogs, cpio make its disk and its initramfs
 # openssh-client, rsync       the lab's key, the peer that `make bench` measures against, what the demo carries
 # dpkg-dev, fakeroot          build the packages
+# fuse3                       shows copied files of guests: hospes recommends it
 
 missing_packages() {
     for name in $packages; do

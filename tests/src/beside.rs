@@ -14,6 +14,8 @@ use crate::{Deadline, Host, Lab, Process, spawn};
 #[derive(Debug)]
 pub struct Beside {
     daemon: Option<Process>,
+    // Ended before what it has mounted would be in the way of the directory's end.
+    mounter: Option<Process>,
     directory: TempDir,
     /// The bus on which it asks who sits at the screen.
     seat: Option<String>,
@@ -38,7 +40,7 @@ impl Beside {
         let machine = fs::read_to_string("/proc/sys/kernel/random/uuid")?.replace('-', "");
         fs::write(directory.path().join("machine-id"), machine)?;
         fs::write(directory.path().join("etc/tools.toml"), policy)?;
-        let mut guest = Self { daemon: None, directory, seat };
+        let mut guest = Self { daemon: None, mounter: None, directory, seat };
         guest.restart()?;
         Ok(guest)
     }
@@ -62,6 +64,20 @@ impl Beside {
             Ok(UnixStream::connect(self.path("socket")).is_ok().then_some(()))
         })?;
         self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    /// Starts what mounts for users, as only root can.
+    pub fn start_mount(&mut self) -> Result<()> {
+        let run = self.path("run");
+        let words = ["--run".to_owned(), run.display().to_string()];
+        let log = self.path("mount.log");
+        let mut mounter = spawn(Lab::program("hospes-mount")?, &words, self.directory.path(), &log)?;
+        Deadline::after(Duration::from_secs(30)).poll("hospes-mount's socket", || {
+            mounter.expect_alive()?;
+            Ok(UnixStream::connect(run.join("mount.sock")).is_ok().then_some(()))
+        })?;
+        self.mounter = Some(mounter);
         Ok(())
     }
 
@@ -124,5 +140,12 @@ impl Drop for Beside {
     fn drop(&mut self) {
         self.daemon = None;
         self.kill_workers();
+        if self.mounter.take().is_some() {
+            // It was killed, and what it had mounted stays: the directory could not go.
+            let mounts = fs::read_dir(self.path("run/clip")).into_iter().flatten().flatten();
+            for point in mounts {
+                let _ = nix::mount::umount2(&point.path(), nix::mount::MntFlags::MNT_DETACH);
+            }
+        }
     }
 }

@@ -33,7 +33,7 @@ const BUS: &str =
 <allow receive_sender=\"*\"/></policy></busconfig>";
 /// Binds what every program needs into the tree, and becomes the program there. The mounts are its own.
 const ENTER: &str = "tree=$1; shift; mount --rbind /proc $tree/proc; mount --rbind /dev $tree/dev; \
-                     mount --bind /tmp $tree/tmp; exec chroot $tree \"$@\"";
+                     mount --rbind /tmp $tree/tmp; exec chroot $tree \"$@\"";
 
 /// What a desktop is made by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

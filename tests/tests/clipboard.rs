@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use integration_tests::Deadline;
 use integration_tests::desktop::{Compositor, Rig, helper, noise};
+use integration_tests::{Beside, Deadline, Host};
 
 const TEXT: &str = "text/plain;charset=utf-8";
 
@@ -216,4 +216,61 @@ fn what_the_other_side_had_goes_with_it() -> Result<()> {
     rig.here.pastes(TEXT, b"there", &[])?;
     rig.there.kill();
     gone(&rig.here)
+}
+
+#[test]
+fn of_seven_guests_only_the_one_that_it_is_shared_with_is_told_and_heard() -> Result<()> {
+    let here = Compositor::sway()?;
+    let mut host = Host::sharing_identity()?;
+    for (name, value) in here.environment().iter().filter(|(name, _)| *name != "XDG_RUNTIME_DIR") {
+        host.set(name, value);
+    }
+    let mut guests = Vec::new();
+    for n in 0..7 {
+        let (guest, there) = (Beside::start("")?, Compositor::sway()?);
+        let helper = helper(&guest, &there)?;
+        host.add_socket(&format!("vm{n}"), &guest.socket())?;
+        guests.push((guest, there, helper));
+    }
+    host.start_agent()?;
+    for n in 0..7 {
+        let name = format!("vm{n}");
+        host.wait_connected(&name)?;
+        Deadline::after(Duration::from_secs(60)).poll("the guest's desktop", || {
+            let listed = host.run(&["clipboard", &name, "paste", "--list"])?;
+            Ok(listed.stderr.contains("Nothing can be pasted").then_some(()))
+        })?;
+    }
+    let mut before = Vec::new();
+    for (n, (_, there, _)) in guests.iter().enumerate() {
+        before.push(there.copy(TEXT, format!("the secret of guest {n}").as_bytes(), &[])?);
+        there.pastes(TEXT, format!("the secret of guest {n}").as_bytes(), &[])?;
+    }
+    // One after the other, as a window gets the focus.
+    for shared in [3, 6] {
+        let name = format!("vm{shared}");
+        host.run(&["clipboard", &name, "--share", "on"])?.text()?;
+        let (_, there, _) = &guests[shared];
+        let bytes = format!("for guest {shared} alone");
+        // Copied again until it crosses: what was copied before the two were joined takes the place of nothing.
+        Deadline::after(Duration::from_secs(60)).poll("a copy to cross", || {
+            let _copied = here.copy(TEXT, bytes.as_bytes(), &[])?;
+            std::thread::sleep(Duration::from_millis(100));
+            Ok((there.paste(TEXT, &[])?.as_deref() == Some(bytes.as_bytes())).then_some(()))
+        })?;
+        let back = format!("from guest {shared}");
+        let _copied = there.copy(TEXT, back.as_bytes(), &[])?;
+        here.pastes(TEXT, back.as_bytes(), &[])?;
+        for (n, (_, other, _)) in guests.iter().enumerate().filter(|(n, _)| *n != shared && *n != 3) {
+            let secret = format!("the secret of guest {n}");
+            assert_eq!(other.paste(TEXT, &[])?.as_deref(), Some(secret.as_bytes()), "guest {n} was told");
+        }
+        // What the others copy is not heard: the copy on the host stays.
+        before.push(guests[0].1.copy(TEXT, b"the secret of guest 0", &[])?);
+        guests[0].1.pastes(TEXT, b"the secret of guest 0", &[])?;
+        assert_eq!(here.paste(TEXT, &[])?.as_deref(), Some(back.as_bytes()));
+        host.run(&["clipboard", &name, "--share", "off"])?.text()?;
+        gone(&here)?;
+    }
+    Ok(())
 }

@@ -349,8 +349,12 @@ fn apply(config: &Config, handoff: &mut Handoff) -> Result<(), WireError> {
         Err(WireError::new(ErrorKind::FORBIDDEN, message).hint(hint))
     };
     match FrameId(handoff.request_id) {
-        FrameId::CLIPBOARD_FETCH if !directions.to_host => closed("to-host"),
-        FrameId::CLIPBOARD_FEED | FrameId::CLIPBOARD_SET if !directions.to_guest => closed("to-guest"),
+        FrameId::CLIPBOARD_FETCH | FrameId::CLIPBOARD_FILES if !directions.to_host => closed("to-host"),
+        FrameId::CLIPBOARD_FEED | FrameId::CLIPBOARD_SET | FrameId::CLIPBOARD_LEND
+            if !directions.to_guest =>
+        {
+            closed("to-guest")
+        }
         FrameId::CLIPBOARD => {
             let asked: Share = codec::decode(&handoff.request).map_err(WireError::protocol)?;
             let allowed = Share {

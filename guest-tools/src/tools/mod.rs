@@ -6,6 +6,7 @@ mod generate;
 mod info;
 mod replay;
 mod share;
+pub use self::share::MOUNT_POINT;
 mod status;
 mod trust;
 mod var;

@@ -12,7 +12,7 @@ use super::{UNHEALTHY, json};
 use crate::audit::printable;
 
 /// Where the package mounts the host's folders, and the tag of the device that has them.
-pub(super) const MOUNT_POINT: &str = "/mnt/hospes";
+pub const MOUNT_POINT: &str = "/mnt/hospes";
 const TAG: &str = "hospes";
 
 /// Bytes of /proc/self/mountinfo that are looked at.

@@ -1,8 +1,8 @@
 //! A guest's desktop and a host's, and all that is between them, but for a VM.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
-use super::{Compositor, PATIENCE, helper};
+use super::{Compositor, PATIENCE, helper, helper_of};
 use crate::{Beside, Deadline, Host, Process};
 
 /// A guest's desktop and a host's, with all that is between them.
@@ -30,6 +30,25 @@ impl Rig {
     pub fn between(there: Compositor, here: Compositor, policy: &str, share: bool) -> Result<Self> {
         let guest = Beside::start(policy)?;
         let helper = helper(&guest, &there)?;
+        Self::join(there, here, guest, helper, share)
+    }
+
+    /// These two, shared, with what shows files in the guest. The helper is the desktop's user.
+    pub fn with_files(there: Compositor, here: Compositor) -> Result<Self> {
+        ensure!(nix::unistd::geteuid().is_root(), "The mounts of this test are made by root: run it as root");
+        let mut guest = Beside::start("[users]\nallow = [\"*\"]\n")?;
+        guest.start_mount()?;
+        let helper = helper_of(&guest, &there)?;
+        Self::join(there, here, guest, helper, true)
+    }
+
+    fn join(
+        there: Compositor,
+        here: Compositor,
+        guest: Beside,
+        helper: Process,
+        share: bool,
+    ) -> Result<Self> {
         let mut host = guest.host()?;
         for (name, value) in here.environment() {
             // The agent's own runtime directory is the host's.
