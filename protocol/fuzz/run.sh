@@ -30,7 +30,9 @@ for target in ${*:-$(targets protocol/fuzz)}; do
     mkdir -p "$seeds/$target"
     fuzz protocol/fuzz "$target" "$seeds/$target"
 done
-if [ $# -eq 0 ] && [ -d host-hv/fuzz/fuzz_targets ]; then
-    for target in $(targets host-hv/fuzz); do fuzz host-hv/fuzz "$target"; done
+if [ $# -eq 0 ]; then
+    for folder in host-hv/fuzz guest-desktop/fuzz; do
+        for target in $(targets "$folder"); do fuzz "$folder" "$target"; done
+    done
 fi
 [ -z "$failed" ] || { echo "run.sh: found something in$failed" >&2; exit 1; }

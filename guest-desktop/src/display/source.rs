@@ -71,7 +71,8 @@ impl Uevents {
 }
 
 /// Whether a uevent, words with a zero behind each, is of a display.
-fn is_display(uevent: &[u8]) -> bool {
+#[must_use]
+pub fn is_display(uevent: &[u8]) -> bool {
     uevent.split(|byte| *byte == 0).any(|word| word == b"SUBSYSTEM=drm")
 }
 
