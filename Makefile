@@ -1,7 +1,7 @@
 # Hospes: every target does its own set-up on a fresh Debian 12 machine, as root or with sudo, and says what it does.
 
 .NOTPARALLEL:
-.PHONY: help setup lab desktops build guest floor machine package test-package packages test test-crates test-guest test-desktop demo bench check fuzz torture test-vsock test-time test-share suites guest-shell clean-lab
+.PHONY: help setup lab lab-display desktops build guest floor machine package test-package packages test test-crates test-guest test-desktop test-display demo demo-desktop bench check fuzz torture test-vsock test-time test-share suites guest-shell clean-lab
 
 # One clock for the whole run: every line of progress tells the time since it began.
 ifndef HOSPES_STARTED
@@ -13,11 +13,13 @@ env := set -eu; . tests/lab/env.sh;
 
 help:
 	@echo 'make demo      boots a guest, installs hospes-tools in it with apt, and tells a story'
+	@echo 'make demo-desktop  its chapter of a guest with a screen: copy, paste, a window that is dragged'
 	@echo 'make test      every tier, up to a booted aarch64 guest'
 	@echo 'make bench     what it costs, beside peers and floor, as a table and target/bench.json'
 	@echo 'make check     format, clippy, docs, licences'
 	@echo 'make fuzz      every decoder, coverage-guided'
 	@echo 'make test-desktop  the clipboard on the desktops of Debian 13 and of sid, with 500 MiB in it (20 minutes)'
+	@echo 'make test-display  screens on virtio-gpu in a booted guest follow a window, on every desktop (20 minutes; a guest of its own)'
 	@echo 'make test-vsock  the kernel'\''s own test of vsock, between two guests'
 	@echo 'make test-share  pjdfstest, fsx, git, sqlite and a build on a shared folder (a quarter of an hour)'
 	@echo 'make test-time   the guest'\''s clock after 22 pauses for each time service (20 minutes)'
@@ -25,6 +27,7 @@ help:
 	@echo
 	@echo 'make setup     packages, a Rust toolchain where none is there, and what builds for the guest'
 	@echo 'make lab       the guest that the tests boot: Debian 13 for arm64 (4 minutes, once)'
+	@echo 'make lab-display  the same with a screen and five desktops, 2 GB (10 minutes, once)'
 	@echo 'make desktops  the desktops without a screen that tests run: Debian 13'\''s (2 minutes, once)'
 	@echo 'make build     the programs for this machine, in $(target)/lab'
 	@echo 'make guest     the programs for the guest, in $(target)/aarch64-unknown-linux-gnu/lab'
@@ -40,6 +43,10 @@ setup:
 
 lab: setup
 	@sh tests/lab/image.sh
+
+# The same with a screen, and the desktops that people run there.
+lab-display: lab
+	@sh tests/lab/display.sh
 
 desktops: setup
 	@sh tests/lab/desktops.sh
@@ -99,6 +106,10 @@ demo: setup lab build test-package
 	@$(env) say 'Telling the story'; \
 	cargo run --quiet --locked -p integration-tests --bin demo
 
+demo-desktop: lab-display desktops build test-package
+	@$(env) say 'Telling the story of a guest with a screen'; \
+	cargo run --quiet --locked -p integration-tests --bin demo -- desktop
+
 bench: setup lab suites desktops build floor package
 	@$(env) VSOCK_PEER=$$(sh tests/lab/peers.sh vsock-device); export VSOCK_PEER; \
 	sh tests/lab/peers.sh virtiofsd >/dev/null; \
@@ -113,6 +124,10 @@ test-desktop: setup build
 	    say "Copying and pasting on the desktops of Debian $$suite"; \
 	    cargo test --locked -p integration-tests --test clipboard_matrix -- --include-ignored --test-threads 2; \
 	done
+
+test-display: lab-display desktops build test-package
+	@$(env) say "Resizing a guest's screens"; \
+	cargo run --quiet --locked -p integration-tests --bin display
 
 test-vsock: setup lab build test-package
 	@$(env) program=$$(sh tests/lab/peers.sh vsock-test); \
@@ -151,4 +166,4 @@ guest-shell: setup lab build test-package
 	cargo run --quiet --locked -p integration-tests --bin lab
 
 clean-lab:
-	@$(env) as_root rm -rf "$$HOSPES_CACHE/lab" "$$HOSPES_CACHE/desktops" "$$HOSPES_CACHE/suites"
+	@$(env) as_root rm -rf "$$HOSPES_CACHE/lab" "$$HOSPES_CACHE/display" "$$HOSPES_CACHE/desktops" "$$HOSPES_CACHE/suites"

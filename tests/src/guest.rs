@@ -40,6 +40,7 @@ pub struct GuestSpec {
     installed: Vec<PathBuf>,
     drop: Vec<PathBuf>,
     qemu: Vec<String>,
+    screens: usize,
 }
 
 impl GuestSpec {
@@ -59,7 +60,15 @@ impl GuestSpec {
             installed: Vec::new(),
             drop: Vec::new(),
             qemu: Vec::new(),
+            screens: 0,
         }
+    }
+
+    /// The guest with a screen, and so many of them: the first is there, others come when somebody gives them a size. Each
+    /// has a VNC server, `vnc0.sock` and on. Boots cold.
+    pub fn screens(mut self, count: usize) -> Self {
+        self.screens = count;
+        self.cold()
     }
 
     /// Booted from its first instruction, with its devices there.
@@ -147,6 +156,20 @@ impl GuestSpec {
     }
 }
 
+/// A graphics card with so many outputs, and what a desktop wants besides.
+fn screen_words(count: usize) -> Vec<String> {
+    if count == 0 {
+        return Vec::new();
+    }
+    let mut words = format!(
+        "-device virtio-gpu-pci,id=gpu,max_outputs={count} -device virtio-keyboard-pci -device virtio-tablet-pci"
+    );
+    for head in 0..count {
+        words += &format!(" -vnc unix:vnc{head}.sock,id=vnc{head},display=gpu,head={head}");
+    }
+    words.split(' ').map(str::to_owned).collect()
+}
+
 /// Who serves a guest's vsock device.
 #[derive(Clone, Debug)]
 enum Vsock {
@@ -180,7 +203,7 @@ pub struct Guest {
 impl Guest {
     /// Starts one and waits until it is at multi-user, with its devices.
     pub fn boot(spec: GuestSpec) -> Result<Self> {
-        let lab = Lab::find()?;
+        let lab = if spec.screens > 0 { Lab::with_screen()? } else { Lab::find()? };
         // Where it is missing, making it is not part of this guest's time.
         let frozen = if spec.cold { None } else { Some(Frozen::with_packages(&lab, &spec.installed)?) };
         let deadline = Deadline::after(BOOT);
@@ -229,6 +252,7 @@ impl Guest {
             words.extend(disk_words(&lab.file("root.ext4"), false));
             words.extend(devices.iter().flat_map(Device::words));
             words.extend(spec.qemu.iter().cloned());
+            words.extend(screen_words(spec.screens));
         }
         let (machine, shell) = Machine::start(&path, &words)?;
         let shell = RwLock::new(Arc::new(shell));
@@ -320,6 +344,11 @@ impl Guest {
     /// A file in the guest's directory on this machine.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.file(name)
+    }
+
+    /// A socket in the guest's directory, by a path that is short enough.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.directory.socket(name)
     }
 
     /// `ssh` to `user`, everything but the remote command given.

@@ -15,7 +15,11 @@ pub struct Lab {
 impl Lab {
     /// The image that belongs to this checkout.
     pub fn find() -> Result<Self> {
-        let script = workspace().join("tests/lab/image.sh");
+        Self::built_by("image.sh", "make lab")
+    }
+
+    fn built_by(script: &str, remedy: &str) -> Result<Self> {
+        let script = workspace().join("tests/lab").join(script);
         let output = Command::new("sh")
             .arg(&script)
             .arg("--path")
@@ -23,9 +27,14 @@ impl Lab {
             .with_context(|| format!("Could not run {}", script.display()))?;
         let image = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
         if !output.status.success() || !image.join("root.ext4").exists() {
-            bail!("The lab's guest is not built: {} is missing. Run `make lab`.", image.display());
+            bail!("The lab's guest is not built: {} is missing. Run `{remedy}`.", image.display());
         }
         Ok(Self { image })
+    }
+
+    /// The guest with a screen, where it is built.
+    pub fn with_screen() -> Result<Self> {
+        Self::built_by("display.sh", "make lab-display")
     }
 
     /// One of the image's files: `vmlinuz`, `initramfs`, `root.ext4`, `ssh_key`.

@@ -43,9 +43,12 @@ mod machine;
 mod nested;
 mod process;
 mod qmp;
+pub mod screens;
 mod shell;
+pub mod spice;
 mod tools;
 mod trio;
+mod vnc;
 
 pub use beside::Beside;
 pub use deadline::Deadline;
@@ -58,3 +61,4 @@ pub use qmp::Qmp;
 pub use shell::{Output, Shell};
 pub use tools::{tools_started, with_tools};
 pub use trio::{FolderServer, Trio};
+pub use vnc::Vnc;

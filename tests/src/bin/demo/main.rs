@@ -2,6 +2,11 @@
 //!
 //! Every step shows the command as a user types it and what it printed, and then holds the result against the truth.
 //! The table at the end says what worked; one step that did not makes the whole fail.
+//!
+//! `make demo-desktop` tells the chapter of a guest with a screen instead ([`desktop`]): its image is large.
+
+mod desktop;
+mod story;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,14 +15,20 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use integration_tests::{Guest, GuestSpec, Host, Lab, Ran};
+use anyhow::{Context, Result, ensure};
+use integration_tests::{Guest, GuestSpec, Host, Lab};
+
+use self::story::{Say, Story};
 
 fn main() -> ExitCode {
     let mut story = Story::default();
-    if let Err(error) = tell(&mut story) {
+    let told = match std::env::args().nth(1).as_deref() {
+        Some("desktop") => desktop::tell(&mut story),
+        _ => tell(&mut story),
+    };
+    if let Err(error) = told {
         println!("\nThe story could not go on: {error:#}");
         story.failed = true;
     }
@@ -303,76 +314,4 @@ fn fetch(said: impl Read + Send + 'static) -> Result<String> {
     let mut page = String::new();
     stream.read_to_string(&mut page)?;
     Ok(page.rsplit("\r\n\r\n").next().unwrap_or_default().to_owned())
-}
-
-/// The steps so far, for the table at the end.
-#[derive(Default)]
-struct Story {
-    steps: Vec<(String, Duration, Option<String>)>,
-    failed: bool,
-}
-
-/// What a step shows.
-struct Say;
-
-impl Say {
-    fn typed(&self, command: &str) {
-        println!("  $ {command}");
-    }
-
-    fn printed(&self, text: &str) {
-        for line in text.lines() {
-            println!("    {line}");
-        }
-    }
-
-    /// Shows a command, runs it, and shows what it printed and how it ended.
-    fn run(&self, host: &Host, words: &[&str]) -> Result<Ran> {
-        let quote = |word: &&str| if word.contains(' ') { format!("'{word}'") } else { (*word).to_owned() };
-        self.typed(&format!("hospes {}", words.iter().map(quote).collect::<Vec<_>>().join(" ")));
-        let ran = host.run(words)?;
-        self.printed(&String::from_utf8_lossy(&ran.stdout));
-        self.printed(&ran.stderr);
-        if ran.status != 0 {
-            println!("    (exit status {})", ran.status);
-        }
-        Ok(ran)
-    }
-}
-
-impl Story {
-    /// A step without which the rest makes no sense.
-    fn must<T>(&mut self, name: &str, act: impl FnOnce(&Say) -> Result<T>) -> Result<T> {
-        println!("\n== {name}");
-        let start = Instant::now();
-        let result = act(&Say);
-        let failure = result.as_ref().err().map(|error| format!("{error:#}"));
-        if let Some(failure) = &failure {
-            println!("  FAILED: {failure}");
-            self.failed = true;
-        }
-        self.steps.push((name.to_owned(), start.elapsed(), failure));
-        match result {
-            Ok(value) => Ok(value),
-            Err(_) => bail!("\"{name}\" failed"),
-        }
-    }
-
-    /// A step after which the story goes on whatever happened.
-    fn step(&mut self, name: &str, act: impl FnOnce(&Say) -> Result<()>) {
-        let _ = self.must(name, act);
-    }
-
-    fn table(&self) {
-        println!("\n  {:<8} {:>7}  step", "result", "seconds");
-        for (name, took, failure) in &self.steps {
-            let result = if failure.is_none() { "worked" } else { "FAILED" };
-            println!("  {result:<8} {:>7.1}  {name}", took.as_secs_f32());
-        }
-        if self.failed {
-            println!(
-                "\nNot everything worked. The guest's console and logs are in the target directory, under lab-runs/demo."
-            );
-        }
-    }
 }
