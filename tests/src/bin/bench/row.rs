@@ -101,13 +101,15 @@ pub(crate) fn median(samples: &[f64]) -> f64 {
     }
 }
 
-/// Puts these rows into the file, in place of what it has of their areas.
-pub(crate) fn merge(rows: &[Row]) -> Result<()> {
+/// Puts these rows into the file, in place of what it has of their areas, if they are `whole`, or of these metrics.
+pub(crate) fn merge(rows: &[Row], whole: bool) -> Result<()> {
     let path =
         PathBuf::from(std::env::var_os("CARGO_TARGET_DIR").unwrap_or("target".into())).join("bench.json");
     let old: Vec<Value> =
         fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-    let kept = old.into_iter().filter(|row| rows.iter().all(|new| row["area"] != new.area));
+    let kept = old.into_iter().filter(|row| {
+        rows.iter().all(|new| row["area"] != new.area || !whole && row["metric"] != new.metric.as_str())
+    });
     let all: Vec<Value> = kept.chain(rows.iter().map(Row::to_json)).collect();
     fs::write(&path, serde_json::to_vec_pretty(&all)?)
         .with_context(|| format!("Could not write {}", path.display()))
