@@ -66,6 +66,7 @@ pub mod op {
     pub const COPY_FILE_RANGE: u32 = 47;
     pub const SYNCFS: u32 = 50;
     pub const TMPFILE: u32 = 51;
+    pub const STATX: u32 = 52;
 }
 
 /// `fuse_init_in.flags` and `flags2` above it.
@@ -90,6 +91,11 @@ pub const ATTR_SUBMOUNT: u32 = 1;
 
 /// `fuse_getattr_in.getattr_flags`: the handle is meant.
 pub const GETATTR_FH: u32 = 1;
+
+/// `fuse_statx.mask`: all that is in `fuse_attr` too, and when the file was made.
+pub const STATX_BASIC: u32 = 0x7ff;
+/// As above.
+pub const STATX_BTIME: u32 = 0x800;
 
 /// `fuse_open_out.open_flags`: reads and writes go past the guest's cache.
 pub const FOPEN_DIRECT_IO: u32 = 1;

@@ -106,6 +106,9 @@ pub enum Operation<'a> {
     GetAttr {
         handle: Option<u64>,
     },
+    StatX {
+        handle: Option<u64>,
+    },
     SetAttr(SetAttr),
     ReadLink,
     SymLink {
@@ -246,6 +249,14 @@ pub fn decode(opcode: u32, body: &[u8]) -> Result<Operation<'_>, Malformed> {
             body.skip(4)?;
             let handle = body.u64()?;
             Operation::GetAttr { handle: (flags & abi::GETATTR_FH != 0).then_some(handle) }
+        }
+        op::STATX => {
+            let flags = body.u32()?;
+            body.skip(4)?;
+            let handle = body.u64()?;
+            // Which of them are asked for makes no difference to the host.
+            body.skip(8)?;
+            Operation::StatX { handle: (flags & abi::GETATTR_FH != 0).then_some(handle) }
         }
         op::SETATTR => Operation::SetAttr(set_attr(&mut body)?),
         op::READLINK => Operation::ReadLink,

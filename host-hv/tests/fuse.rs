@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use host_hv::fuse::abi::op;
 use host_hv::fuse::watch::{GuestPath, Line, Watch};
@@ -51,6 +52,11 @@ fn files_are_made_written_read_and_listed() {
     assert_eq!(guest.write(handle, 3, b"hello"), Ok(5));
     assert_eq!(guest.read(handle, 0, 100).as_deref(), Ok(&b"\0\0\0hello"[..]));
     assert_eq!(fs::read(host.path().join("f")).expect("on the host"), b"\0\0\0hello");
+    let made = fs::metadata(host.path().join("f")).expect("on the host").created().ok();
+    let made = made.map(|at| at.duration_since(UNIX_EPOCH).expect("later"));
+    let expected = made.map(|at| (at.as_secs(), at.subsec_nanos()));
+    assert_eq!(guest.born(file.node), Ok(expected));
+    assert!(guest.born(1).is_ok_and(|born| born.is_some()), "the directory of shares");
     for at in 0..300 {
         fs::write(host.path().join(format!("file-{at}")), "").expect("a file");
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::abi::{self, kind, open};
 use super::node::Node;
 use super::owner::{Change, Owner};
-use super::reply::{Answer, Bytes};
+use super::reply::{Answer, Attributes, Bytes};
 use super::request::{SetAttr, Time};
 use super::server::{Server, Target, VALID};
 use super::share::Share;
@@ -15,25 +15,42 @@ use super::sys::{self, Errno, Meta, Place, Space};
 
 /// Bytes of `fuse_attr_out`.
 const ATTR_OUT: usize = 104;
+/// Bytes of `fuse_statx_out`.
+const STATX_OUT: usize = 288;
 
 impl Server {
     pub(super) fn get_attr(&self, node: u64, handle: Option<u64>) -> Result<Answer, Errno> {
         let mut out = Bytes::with_capacity(ATTR_OUT);
+        self.look(node, handle, |attributes| {
+            out.attr_out(attributes, VALID);
+        })?;
+        Ok(out.into())
+    }
+
+    /// As [`get_attr`](Self::get_attr), with the time at which the file was made.
+    pub(super) fn stat_x(&self, node: u64, handle: Option<u64>) -> Result<Answer, Errno> {
+        let mut out = Bytes::with_capacity(STATX_OUT);
+        self.look(node, handle, |attributes| {
+            out.statx_out(attributes, VALID);
+        })?;
+        Ok(out.into())
+    }
+
+    fn look(&self, node: u64, handle: Option<u64>, see: impl FnOnce(&Attributes<'_>)) -> Result<(), Errno> {
         match self.target(node)? {
             Target::Root => {
                 let meta = self.root_meta();
-                let attributes = super::reply::Attributes { meta: &meta, ids: meta.ids, submount: false };
-                out.attr_out(&attributes, VALID);
+                see(&Attributes { meta: &meta, ids: meta.ids, submount: false });
             }
             Target::Node(node) => {
                 let meta = match handle.map(|handle| self.handles.get(handle)) {
                     Some(Ok(handle)) if Arc::ptr_eq(&handle.node, &node) => sys::stat(&*handle.file)?,
                     _ => self.nodes.stat(&node)?,
                 };
-                out.attr_out(&Self::attributes(&node.share, &meta), VALID);
+                see(&Self::attributes(&node.share, &meta));
             }
         }
-        Ok(out.into())
+        Ok(())
     }
 
     pub(super) fn set_attr(&self, node: u64, change: &SetAttr) -> Result<Answer, Errno> {

@@ -127,6 +127,22 @@ impl Bytes {
         self.u64(valid.seconds).u32(valid.nanos).u32(0).attributes(of)
     }
 
+    /// Appends `fuse_statx_out`.
+    pub fn statx_out(&mut self, of: &Attributes<'_>, valid: Validity) -> &mut Self {
+        let (meta, born) = (of.meta, of.meta.identity.born);
+        let mask = abi::STATX_BASIC | if born == (0, 0) { 0 } else { abi::STATX_BTIME };
+        self.u64(valid.seconds).u32(valid.nanos).u32(0).zeros(16);
+        self.u32(mask).u32(meta.block_size).u64(0);
+        // Nobody has a file of a type beyond 16 bits.
+        self.u32(meta.links).u32(of.ids.uid).u32(of.ids.gid).u32(meta.mode & 0xffff);
+        self.u64(meta.identity.inode).u64(meta.size).u64(meta.blocks).u64(0);
+        for (seconds, nanos) in [meta.atime, born, meta.ctime, meta.mtime] {
+            self.u64(seconds.cast_unsigned()).u32(nanos).u32(0);
+        }
+        let (major, minor) = (meta.device >> 8 & 0xfff, meta.device & 0xff | meta.device >> 12 & 0xf_ff00);
+        self.u32(major).u32(minor).zeros(8 + 14 * 8)
+    }
+
     /// Appends `fuse_entry_out`.
     pub fn entry_out(&mut self, node: u64, of: &Attributes<'_>, valid: Validity) -> &mut Self {
         self.u64(node).u64(0).u64(valid.seconds).u64(valid.seconds);

@@ -229,6 +229,7 @@ impl Server {
                 Ok(Answer::None)
             }
             Operation::GetAttr { handle } => self.get_attr(node, handle),
+            Operation::StatX { handle } => self.stat_x(node, handle),
             Operation::SetAttr(ref change) => self.set_attr(node, change),
             Operation::ReadLink => self.read_link(node),
             Operation::SymLink { name, target } => self.make_link(header, name, target),

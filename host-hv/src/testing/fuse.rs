@@ -4,7 +4,7 @@ use std::ffi::CString;
 
 use vm_memory::VolatileSlice;
 
-use crate::fuse::abi::{IN_HEADER, OUT_HEADER, init, op};
+use crate::fuse::abi::{IN_HEADER, OUT_HEADER, STATX_BTIME, init, op};
 use crate::fuse::server::Server;
 use crate::io::IoBuf;
 
@@ -138,6 +138,16 @@ impl<'s> Client<'s> {
         body.extend_from_slice(data);
         let raw = self.call(op::WRITE, 0, &body, 64)?;
         Ok(usize::try_from(number(&raw, 0)).expect("a count"))
+    }
+
+    /// When it was made, in seconds and nanoseconds; nothing where that is not known.
+    pub fn born(&mut self, node: u64) -> Result<Option<(u64, u32)>> {
+        let raw = self.call(op::STATX, node, &[0; 24], 512)?;
+        assert_eq!(raw.len(), 288);
+        let mask = u32::from_le_bytes(*raw[32..].first_chunk().expect("a mask"));
+        let seconds = u64::from_le_bytes(*raw[112..].first_chunk().expect("a time"));
+        let nanos = u32::from_le_bytes(*raw[120..].first_chunk().expect("a time"));
+        Ok((mask & STATX_BTIME != 0).then_some((seconds, nanos)))
     }
 
     /// The attributes of a node.
