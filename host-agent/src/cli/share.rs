@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgGroup, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::cli::{Verb, VmPlace};
@@ -68,6 +68,7 @@ enum Act {
         json: bool,
     },
     /// Let the guest change a share, or only read it
+    #[command(group(ArgGroup::new("access").required(true)))]
     Set {
         /// The VM
         #[arg(add = crate::cli::complete::vms())]
@@ -75,10 +76,10 @@ enum Act {
         /// The share
         name: String,
         /// The guest may only read it, for files that are open already too
-        #[arg(long, visible_alias = "read-only", required_unless_present = "rw")]
+        #[arg(long, visible_alias = "read-only", group = "access")]
         ro: bool,
         /// The guest may change it
-        #[arg(long, visible_alias = "read-write", conflicts_with = "ro")]
+        #[arg(long, visible_alias = "read-write", group = "access")]
         rw: bool,
     },
     /// Tell the guest of what happens to shared folders on this machine, until interrupted
@@ -144,6 +145,10 @@ fn list(vm: &VmName, json: bool) -> Result<(), CommandError> {
     let shares: Vec<hv::Share> = hv::ask(&control(vm)?, &Ask::ListShares)?;
     if json {
         return ui::json(&Told { vm, shares });
+    }
+    if shares.is_empty() {
+        ui::note(format_args!("Nothing is shared with {vm}: hospes share add {vm} FOLDER"));
+        return Ok(());
     }
     let mut table = Table::new(&["NAME", "PATH", "ACCESS", "OWNER"]);
     for share in shares {
