@@ -18,6 +18,8 @@ use crate::{Deadline, Guest, GuestSpec, Host, Vnc};
 
 /// How long a desktop may take until its screens and its clipboard are reached.
 const START: Duration = Duration::from_secs(180);
+/// How long programs may take to draw after a change.
+const DRAWN: Duration = Duration::from_millis(700);
 /// The screens that the graphics card has.
 pub const HEADS: usize = 2;
 /// Whoever sits at the guest's screen.
@@ -165,8 +167,10 @@ impl Screens {
         })
     }
 
-    /// A picture of a screen as QEMU has it, kept in `target/screens`.
+    /// A picture of a screen as QEMU has it, kept in `target/screens`. A screen that has just changed gets a moment, so that
+    /// there is something to see: nothing is held against what is drawn.
     pub fn picture(&self, head: usize, name: &str) -> Result<PathBuf> {
+        std::thread::sleep(DRAWN);
         let path = self.pictures.join(format!("{name}.png"));
         let ask = json!({ "filename": path, "format": "png", "device": "gpu", "head": head });
         self.guest.qmp("screendump", &ask)?;
