@@ -16,6 +16,7 @@ fn a_share_is_a_file_system_of_its_own_and_both_sides_see_what_either_does() -> 
     let guest = Guest::boot(GuestSpec::new("share").folders([format!("src={}", host.path().display())]))?;
     guest.check(MOUNT)?;
     assert_eq!(guest.check("ls /mnt/hospes; cat /mnt/hospes/src/from-host")?, "src\nhello\n");
+    guest.check("test $(stat -c %W /mnt/hospes/src/from-host) -gt 1700000000")?;
     guest.check("mkdir /mnt/hospes/src/d && echo back > /mnt/hospes/src/d/f && sync /mnt/hospes/src/d/f")?;
     assert_eq!(fs::read_to_string(host.path().join("d/f"))?, "back\n");
     let devices = guest.check("stat -c %d /mnt/hospes /mnt/hospes/src/. | uniq | wc -l")?;
