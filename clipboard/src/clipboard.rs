@@ -14,7 +14,7 @@ use hospes_protocol::error::{ErrorKind, WireError};
 use hospes_protocol::frame::FrameId;
 use hospes_protocol::limits::{CLIPBOARD_LENDINGS, CLIPBOARD_LIST, CLIPBOARD_PASTES};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_local;
+use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::back_end::{Event, Handle, Read, Wanted};
 use crate::files::borrow::{Borrowing, Copied};
@@ -23,6 +23,7 @@ use crate::files::list;
 use crate::hub::{Action, Hub, Owner, PeerId, SELECTIONS, place};
 use crate::kept::Kept;
 use crate::peer::Outbox;
+use crate::picture;
 use crate::pipe::pipe;
 use crate::pump::{self, From, Wire};
 
@@ -229,13 +230,20 @@ impl Clipboard {
         };
         // A list of files is given as it is here, under its own name.
         let found = found.filter(|(_, found)| !list::is_list(kind) || found == kind);
-        let (owner, kind) = found.ok_or_else(gone)?;
+        let (owner, kind_had) = found.ok_or_else(gone)?;
         match owner {
             Owner::Nobody => Err(gone()),
-            Owner::Kept | Owner::Desktop => self.own(owner, selection, kind).await,
+            Owner::Kept | Owner::Desktop => {
+                let own = self.own(owner, selection, kind_had.clone()).await?;
+                if kind == picture::PNG && kind_had != kind {
+                    return made(&kind_had, own).await;
+                }
+                Ok(own)
+            }
             Owner::Peer(owner, serial) => {
                 let (ours, into) = pipe().map_err(|error| os(&error))?;
-                self.paste(Paste { peer: owner, selection, serial, what: Pasted::Bytes { kind, into } });
+                let what = Pasted::Bytes { kind: kind_had, into };
+                self.paste(Paste { peer: owner, selection, serial, what });
                 Ok(From::Pipe(ours))
             }
         }
@@ -314,6 +322,14 @@ impl Clipboard {
             Some((Owner::Kept, had)) => {
                 let kept = place(selection).and_then(|at| self.inner.borrow().kept[at].clone());
                 let Some(Ok(reader)) = kept.map(|kept| kept.reader()) else { return };
+                if kind == picture::PNG && had != kind {
+                    spawn_local(async move {
+                        if let Ok(From::File(png)) = made(&had, From::File(reader)).await {
+                            pump::copy(png, into).await;
+                        }
+                    });
+                    return;
+                }
                 if had == kind || !list::is_list(&kind) {
                     spawn_local(pump::copy(reader, into));
                     return;
@@ -397,6 +413,16 @@ impl Clipboard {
         }
         self.files.retain(|copied| hub.owner(copied.selection) == Owner::Peer(copied.peer, copied.serial));
     }
+}
+
+/// A PNG of a picture of this type.
+async fn made(kind: &str, from: From) -> Result<From, WireError> {
+    let bytes =
+        pump::all(from, picture::MOST).await.map_err(|error| WireError::new(ErrorKind::LIMIT, &error))?;
+    let kind = kind.to_owned();
+    let png = spawn_blocking(move || picture::to_png(&kind, &bytes)).await.map_err(|_| gone())?;
+    let png = png.map_err(|error| WireError::new(ErrorKind::OTHER, &error))?;
+    Ok(From::File(png.reader().map_err(|error| os(&error))?))
 }
 
 fn gone() -> WireError {

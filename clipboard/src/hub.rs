@@ -249,12 +249,16 @@ impl Hub {
     fn show(&mut self, at: usize) -> Action {
         let Held { serial, types, showing, .. } = &mut self.held[at];
         *showing = *serial;
-        Action::Show(Shown { selection: SELECTIONS[at], serial: *serial, types: types::to_desktop(types) })
+        Action::Show(Shown {
+            selection: SELECTIONS[at],
+            serial: *serial,
+            types: types::to_desktop(&types::to_offer(types)),
+        })
     }
 
     fn offer(&self, at: usize) -> Offer {
         let Held { serial, types, .. } = &self.held[at];
-        Offer { serial: *serial, selection: SELECTIONS[at], types: types.clone() }
+        Offer { serial: *serial, selection: SELECTIONS[at], types: types::to_offer(types) }
     }
 
     fn tell_others(&self, at: usize, but: Option<PeerId>) -> Vec<Action> {

@@ -18,6 +18,7 @@ pub mod files;
 pub mod hub;
 pub mod kept;
 pub mod peer;
+pub mod picture;
 pub mod pump;
 pub mod types;
 

@@ -4,6 +4,7 @@ use hospes_protocol::clipboard::check_type;
 use hospes_protocol::limits::CLIPBOARD_TYPES;
 
 use crate::files::list;
+use crate::picture;
 
 /// UTF-8 text's names, the best first. The programs of a desktop ask for one or the other, and one that has only
 /// another shall be able to paste all the same.
@@ -52,6 +53,16 @@ pub fn to_wire(types: Vec<String>) -> Vec<String> {
     wire
 }
 
+/// What can be made of what an owner has, besides that.
+#[must_use]
+pub fn to_offer(types: &[String]) -> Vec<String> {
+    let mut offered = types.to_vec();
+    if picture::source(types).is_some() && offered.len() < CLIPBOARD_TYPES {
+        offered.push(picture::PNG.to_owned());
+    }
+    offered
+}
+
 /// The types as a desktop is shown them: text and lists of files under all their names.
 #[must_use]
 pub fn to_desktop(types: &[String]) -> Vec<String> {
@@ -80,7 +91,11 @@ pub fn original<'t>(kind: &str, types: &'t [String]) -> Option<&'t str> {
 /// anew.
 #[must_use]
 pub fn owners<'t>(kind: &str, types: &'t [String]) -> Option<&'t str> {
-    original(kind, types).or_else(|| if list::is_list(kind) { list::best(types) } else { None })
+    original(kind, types).or_else(|| match kind {
+        picture::PNG => picture::source(types),
+        kind if list::is_list(kind) => list::best(types),
+        _ => None,
+    })
 }
 
 /// Whether a program said that it is a secret.
@@ -134,6 +149,10 @@ mod tests {
         assert_eq!(original("STRING", &types), Some("STRING"));
         assert_eq!(original("image/png", &types), None);
         assert_eq!(to_desktop(&names(&["image/png"])), ["image/png"]);
+        let picture = names(&["image/jpeg", "image/bmp"]);
+        assert_eq!(to_offer(&picture), ["image/jpeg", "image/bmp", "image/png"]);
+        assert_eq!(owners("image/png", &picture), Some("image/bmp"));
+        assert_eq!(to_offer(&names(&["image/png", "image/bmp"])), ["image/png", "image/bmp"]);
         let files = to_desktop(&names(&["x-special/gnome-copied-files"]));
         assert!(
             list::TYPES.iter().all(|name| files.iter().filter(|had| had == name).count() == 1),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use integration_tests::desktop::{Compositor, Rig, helper, noise};
 use integration_tests::{Beside, Deadline, Host};
 
@@ -272,5 +272,37 @@ fn of_seven_guests_only_the_one_that_it_is_shared_with_is_told_and_heard() -> Re
         host.run(&["clipboard", &name, "--share", "off"])?.text()?;
         gone(&here)?;
     }
+    Ok(())
+}
+
+/// A picture of four pixels as BMP: a header of 54 bytes, then blue, green and red of each, lines filled up to four bytes.
+fn bitmap() -> Vec<u8> {
+    let mut bytes = b"BM".to_vec();
+    for word in [70u32, 0, 54, 40, 2, 2, 1 | 24 << 16, 0, 16, 2835, 2835, 0, 0] {
+        bytes.extend_from_slice(&word.to_le_bytes());
+    }
+    bytes.extend_from_slice(&[0, 0, 255, 0, 255, 0, 0, 0, 255, 0, 0, 255, 255, 255, 0, 0]);
+    bytes
+}
+
+#[test]
+fn a_picture_that_is_no_png_is_pasted_as_one_too() -> Result<()> {
+    let rig = Rig::start("", true)?;
+    for (from, to) in rig.ways() {
+        let _copied = from.copy("image/bmp", &bitmap(), &[])?;
+        to.pastes("image/bmp", &bitmap(), &[])?;
+        let png = to.paste("image/png", &[])?.context("no PNG was offered")?;
+        // Its signature, and IHDR with width, height, and eight bits of a colour.
+        ensure!(png.starts_with(b"\x89PNG\r\n\x1a\n"), "{png:?}");
+        assert_eq!(&png[12..26], b"IHDR\0\0\0\x02\0\0\0\x02\x08\x02");
+        // What is none is offered, and comes to nothing.
+        let _torn = from.copy("image/jpeg", b"no picture", &[])?;
+        to.pastes("image/jpeg", b"no picture", &[])?;
+        assert_ne!(to.paste("image/png", &[])?.filter(|png| !png.is_empty()), Some(png));
+    }
+    let pasted = rig.host.run_with(&["clipboard", "vm", "copy", "--type", "image/bmp"], &bitmap())?;
+    ensure!(pasted.status == 0, "{pasted:?}");
+    let png = rig.host.run(&["clipboard", "vm", "paste", "--type", "image/png"])?;
+    ensure!(png.stdout.starts_with(b"\x89PNG"), "{}", png.stderr);
     Ok(())
 }
