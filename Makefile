@@ -21,7 +21,7 @@ help:
 	@echo 'make test-desktop  the clipboard on the desktops of Debian 13 and of sid, with 500 MiB in it (20 minutes)'
 	@echo 'make test-display  screens on virtio-gpu in a booted guest follow a window, on every desktop (20 minutes; a guest of its own)'
 	@echo 'make test-vsock  the kernel'\''s own test of vsock, between two guests'
-	@echo 'make test-share  pjdfstest, fsx, git, sqlite, a build and stress-ng on a shared folder (half an hour)'
+	@echo 'make test-share  pjdfstest, fsx, git, sqlite, a build and stress-ng on a shared folder (three quarters of an hour)'
 	@echo 'make test-time   the guest'\''s clock after 22 pauses for each time service (20 minutes)'
 	@echo 'make torture   200 random kills under running commands and copies'
 	@echo
