@@ -347,3 +347,54 @@ async fn body(
     tracing::debug!("{id}: {} bytes", done?);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use guest_tools::handoff::NEWS;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixListener;
+    use tokio::task::LocalSet;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn a_clipboard_that_comes_after_the_screens_is_told_on_the_same_connection() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("desktop.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (handle, _orders, _events) = back_end::ends();
+        let files = Borrowing::new(Mounter::Socket(directory.path().join("mount.sock")), Box::new(folders));
+        let (screens, _screen_orders) = screens::ends();
+        let desktop = Rc::new(Desktop { clipboard: Rc::new(Clipboard::guest(handle, files)), screens });
+        let (clipboard, presence) = watch::channel(false);
+        let (_seen, screens) = watch::channel(true);
+        let daemon = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            for there in [true, false, true] {
+                clipboard.send_replace(there);
+                if there {
+                    assert_eq!(
+                        timeout(PATIENCE, stream.read_u8()).await.expect("nobody is told").unwrap(),
+                        NEWS
+                    );
+                }
+            }
+            // Nor is there another connection.
+            assert!(timeout(AGAIN * 2, listener.accept()).await.is_err());
+        };
+        let helper = async {
+            attend(socket.clone(), desktop, presence, screens).await;
+            pending::<()>().await;
+        };
+        LocalSet::new()
+            .run_until(async {
+                tokio::select! { () = daemon => (), () = helper => () }
+            })
+            .await;
+    }
+}

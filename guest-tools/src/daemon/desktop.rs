@@ -456,7 +456,8 @@ mod tests {
         handed.unwrap();
         // A clipboard that comes later is news, and disturbs nothing.
         desktops.renew(1);
-        assert_eq!(news.changed().await.unwrap().as_deref(), Some("ada"));
+        let told = time::timeout(TAKE, news.changed()).await.expect("nobody is told");
+        assert_eq!(told.unwrap().as_deref(), Some("ada"));
         assert_eq!(desktops.connections.load(Ordering::Relaxed), 1);
         host.set_nonblocking(true).unwrap();
         tokio::task::yield_now().await;
