@@ -1,7 +1,7 @@
 # Hospes: every target does its own set-up on a fresh Debian 12 machine, as root or with sudo, and says what it does.
 
 .NOTPARALLEL:
-.PHONY: help setup lab lab-display desktops build guest floor machine package test-package packages test test-crates test-guest test-desktop test-display demo demo-desktop bench check fuzz torture test-vsock test-time test-share suites guest-shell clean-lab
+.PHONY: help setup lab lab-display desktops build guest floor machine package tools-package test-package packages test test-crates test-guest test-desktop test-display demo demo-desktop bench check fuzz torture test-vsock test-time test-share suites guest-shell clean-lab
 
 # One clock for the whole run: every line of progress tells the time since it began.
 ifndef HOSPES_STARTED
@@ -78,10 +78,13 @@ package: setup
 	@sh packaging/build-deb.sh hospes-desktop arm64 --out $(target)/packages
 	@sh packaging/build-deb.sh hospes arm64 --out $(target)/packages
 
+# The guest's package alone, which is all that most of what boots a guest needs.
+tools-package: setup
+	@sh packaging/build-deb.sh hospes-tools arm64 --profile lab --out $(target)/lab/packages
+
 # The same packages with programs that are built in a third of the time, for tests: what is shipped differs from them in
 # its size and speed alone.
-test-package: setup
-	@sh packaging/build-deb.sh hospes-tools arm64 --profile lab --out $(target)/lab/packages
+test-package: tools-package
 	@sh packaging/build-deb.sh hospes-desktop arm64 --profile lab --out $(target)/lab/packages
 	@sh packaging/build-deb.sh hospes arm64 --profile lab --out $(target)/lab/packages
 
@@ -102,7 +105,7 @@ test-guest: setup lab desktops build floor machine test-package
 test: test-crates test-guest
 	@$(env) say 'Every test passed'
 
-demo: setup lab build test-package
+demo: setup lab build tools-package
 	@$(env) say 'Telling the story'; \
 	cargo run --quiet --locked -p integration-tests --bin demo
 
@@ -129,7 +132,7 @@ test-display: lab-display desktops build test-package
 	@$(env) say "Resizing a guest's screens"; \
 	cargo run --quiet --locked -p integration-tests --bin display
 
-test-vsock: setup lab build test-package
+test-vsock: setup lab build tools-package
 	@$(env) program=$$(sh tests/lab/peers.sh vsock-test); \
 	say "Running the kernel's test of vsock, guest to guest"; \
 	cargo run --quiet --locked -p integration-tests --bin vsock_test -- "$$program"
@@ -139,11 +142,11 @@ test-share: setup lab suites build
 	say 'Trying shared folders, beside both of Debian'\''s virtiofsd'; \
 	cargo run --quiet --locked -p integration-tests --bin share_suites
 
-test-time: setup lab build floor test-package
+test-time: setup lab build floor tools-package
 	@$(env) say "Pausing a guest, for each time service"; \
 	PAUSES=all cargo test --locked -p integration-tests --test time -- --nocapture
 
-torture: setup lab build test-package
+torture: setup lab build tools-package
 	@$(env) say 'Killing at random'; \
 	FAULTS=200 cargo test --locked -p integration-tests --test faults -- random_kills --nocapture
 
@@ -161,7 +164,7 @@ check: setup package
 fuzz: setup
 	@sh protocol/fuzz/run.sh
 
-guest-shell: setup lab build test-package
+guest-shell: setup lab build tools-package
 	@$(env) say 'Starting a guest'; \
 	cargo run --quiet --locked -p integration-tests --bin lab
 
