@@ -6,6 +6,7 @@ mod chain;
 mod device;
 #[cfg(target_os = "linux")]
 pub mod fs;
+pub mod mmio;
 mod ring;
 pub mod vsock;
 
