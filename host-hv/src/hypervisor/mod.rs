@@ -11,6 +11,7 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::io::Bell;
 use crate::virtio::Memory;
 
 /// Why a hypervisor did not do what was asked.
@@ -65,6 +66,8 @@ pub struct Capabilities {
     pub max_vcpus: u32,
     /// How many bits a guest's physical address may have.
     pub address_bits: u32,
+    /// Whether it has [`Vm::doorbell`].
+    pub doorbells: bool,
 }
 
 /// A hypervisor, opened.
@@ -104,6 +107,16 @@ pub trait Vm: Send + Sync {
 
     /// The interrupt line of shared peripheral interrupt `spi`, counted from 0.
     fn line(&self, spi: u32) -> Box<dyn Line>;
+
+    /// The same where the device tree says that its edges count and not its level.
+    fn edge(&self, spi: u32) -> Box<dyn Edge>;
+
+    /// From now on a guest's write of these four bytes at `address` rings the bell and is no exit. Whoever wants it asks
+    /// [`Capabilities::doorbells`] first, and answers to the exit where there are none.
+    ///
+    /// # Errors
+    /// What the hypervisor says.
+    fn doorbell(&self, address: u64, value: u32, bell: &Bell) -> Result<(), HypervisorError>;
 }
 
 /// Where the `GICv3`'s registers lie in the guest, and how much it serves.
@@ -186,6 +199,12 @@ pub trait Kick: Send + Sync {
 pub trait Line: Send + Sync {
     /// Raises or lowers it.
     fn set(&self, high: bool);
+}
+
+/// An interrupt that is an event and not a state.
+pub trait Edge: Send + Sync {
+    /// Interrupts once; several before the guest has taken the first are one.
+    fn pulse(&self);
 }
 
 /// The vCPU's affinity fields, as its `MPIDR_EL1` and the device tree have them: sixteen to a cluster, since one

@@ -3,11 +3,13 @@
 //! Everything here builds on Linux and macOS; readiness comes from `mio` (epoll or kqueue), edge-triggered, so a
 //! stream is registered once and nothing is re-armed.
 
+mod bell;
 mod buffer;
 mod endpoint;
 mod iobuf;
 mod pipe;
 
+pub use bell::Bell;
 pub use buffer::ByteRing;
 pub use endpoint::{Endpoint, StreamEnd};
 pub use iobuf::{IoBuf, discard, peek};

@@ -132,7 +132,8 @@ mod tests {
     use std::sync::{Arc, Condvar, Mutex};
 
     use super::*;
-    use crate::hypervisor::{Gic, Line};
+    use crate::hypervisor::{Edge, Gic, Line};
+    use crate::io::Bell;
     use crate::virtio::Memory;
 
     /// A machine whose vCPUs do what a test says: `None` is a guest that computes for ever.
@@ -170,6 +171,12 @@ mod tests {
         }
         fn line(&self, _: u32) -> Box<dyn Line> {
             unreachable!("nothing here interrupts")
+        }
+        fn edge(&self, _: u32) -> Box<dyn Edge> {
+            unreachable!("nothing here interrupts")
+        }
+        fn doorbell(&self, _: u64, _: u32, _: &Bell) -> Result<(), HypervisorError> {
+            unreachable!("nothing here is notified")
         }
     }
 

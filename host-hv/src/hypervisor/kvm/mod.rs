@@ -62,6 +62,7 @@ impl Hypervisor for Kvm {
             psci: true,
             max_vcpus: u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX),
             address_bits: self.address_bits,
+            doorbells: self.kvm.check_extension(Cap::Ioeventfd),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The virtual machine: its memory, its interrupt controller, its vCPUs.
-#![expect(unsafe_code, reason = "KVM is told addresses of this process's memory")]
+#![expect(unsafe_code, reason = "KVM is told addresses of this process's memory, and owns descriptors")]
 
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::{
@@ -9,12 +10,14 @@ use kvm_bindings::{
     KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
     kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{DeviceFd, VmFd};
+use kvm_ioctls::{DeviceFd, IoEventAddress, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use vmm_sys_util::eventfd::EventFd;
 
-use super::super::{Bind, Gic, HypervisorError, Line, Vm};
+use super::super::{Bind, Edge, Gic, HypervisorError, Line, Vm};
 use super::call;
 use super::vcpu::Binder;
+use crate::io::Bell;
 use crate::virtio::Memory;
 
 /// Interrupts that are private to a vCPU come first in the GIC's numbering (Arm IHI 0069, 2.2.1).
@@ -80,10 +83,21 @@ impl Vm for KvmVm {
     }
 
     fn line(&self, spi: u32) -> Box<dyn Line> {
-        Box::new(KvmLine {
-            vm: Arc::clone(&self.vm),
-            interrupt: KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | (FIRST_SPI + spi),
-        })
+        Box::new(KvmLine::new(&self.vm, spi))
+    }
+
+    fn edge(&self, spi: u32) -> Box<dyn Edge> {
+        Box::new(KvmLine::new(&self.vm, spi))
+    }
+
+    fn doorbell(&self, address: u64, value: u32, bell: &Bell) -> Result<(), HypervisorError> {
+        let act = "let a device be notified without an exit";
+        let bell =
+            bell.as_fd().try_clone_to_owned().map_err(|source| HypervisorError::Call { act, source })?;
+        // SAFETY: the descriptor is an eventfd, as every bell is where KVM is, and nobody else's: a duplicate, which is
+        // closed below, while KVM keeps what it stands for.
+        let bell = unsafe { EventFd::from_raw_fd(bell.into_raw_fd()) };
+        self.vm.register_ioevent(&bell, &IoEventAddress::Mmio(address), value).map_err(call(act))
     }
 }
 
@@ -101,6 +115,21 @@ fn set<T>(device: &DeviceFd, group: u32, attribute: u32, value: &T) -> Result<()
 struct KvmLine {
     vm: Arc<VmFd>,
     interrupt: u32,
+}
+
+impl KvmLine {
+    fn new(vm: &Arc<VmFd>, spi: u32) -> Self {
+        let interrupt = KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | (FIRST_SPI + spi);
+        Self { vm: Arc::clone(vm), interrupt }
+    }
+}
+
+impl Edge for KvmLine {
+    /// One call: where edges count, KVM takes each "high" for one, and a "low" for nothing (`vgic_validate_injection`).
+    /// An irqfd would take one as well, and all that comes of it is a descriptor more.
+    fn pulse(&self) {
+        self.set(true);
+    }
 }
 
 impl Line for KvmLine {
