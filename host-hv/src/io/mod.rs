@@ -6,11 +6,13 @@
 mod bell;
 mod buffer;
 mod endpoint;
+mod file;
 mod iobuf;
 mod pipe;
 
 pub use bell::Bell;
 pub use buffer::ByteRing;
 pub use endpoint::{Endpoint, StreamEnd};
+pub use file::{read_exact_at, write_all_at};
 pub use iobuf::{IoBuf, discard, peek};
 pub use pipe::{PipeEnd, WakeList, pipe};

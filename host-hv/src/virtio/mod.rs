@@ -2,6 +2,7 @@
 //!
 //! Source throughout: "Virtual I/O Device (VIRTIO) Version 1.3", cited as "virtio 1.3" with the section.
 
+pub mod blk;
 mod chain;
 mod device;
 #[cfg(target_os = "linux")]
