@@ -9,6 +9,7 @@ mod device;
 pub mod fs;
 pub mod mmio;
 mod ring;
+pub mod rng;
 pub mod vsock;
 
 pub use chain::{ChainError, Descriptors, MAX_CHAIN_SEGMENTS};
