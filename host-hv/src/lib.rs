@@ -4,10 +4,12 @@
 //!   guest driver ── virtqueues in guest memory ──┐
 //!                                                ▼
 //!            virtio::Device  ◄── vhost_user (QEMU and every VMM that speaks vhost-user; Linux)
-//!                  │         ◄── virtio-mmio (our own [`machine`]; later)
+//!                  │         ◄── virtio::mmio, machine::slot (our own [`machine`]; disks and random numbers so far)
 //!                  ▼
 //!            virtio::vsock   ── io ──► Unix sockets on the host, or another guest
 //!            virtio::fs      ── fuse ► directories of the host
+//!            virtio::blk     ── io ──► disk images and block devices of the host
+//!            virtio::rng     ────────► the host's random numbers
 //! ```
 //!
 //! The core knows guest memory, virtqueues and byte streams. What only one operating system has stands behind

@@ -48,8 +48,8 @@ enum Command {
     Fs(FsArgs),
     /// Run an arm64 Linux guest, with its serial console on this terminal.
     ///
-    /// That takes an arm64 Linux with KVM. So far the guest has its kernel, an initramfs and the console; disks, network
-    /// and folders are not there yet.
+    /// That takes an arm64 Linux with KVM. So far the guest has its kernel, an initramfs, the console, disks and the host's
+    /// random numbers; network, folders and vsock are not there yet.
     #[cfg(unix)]
     Run(cli::run::RunArgs),
 }

@@ -11,6 +11,7 @@ use host_hv::hypervisor;
 use host_hv::machine::kernel::Kernel;
 use host_hv::machine::serial::Serial;
 use host_hv::machine::{Machine, Outcome, Plan, Plug};
+use host_hv::virtio::blk::Disk;
 
 use super::terminal::{self, Keys, Raw};
 
@@ -36,6 +37,14 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
     memory: u64,
 
+    /// A disk: a raw image or a block device; may be given again
+    ///
+    /// The guest has them as /dev/vda, /dev/vdb and so on, and by their files' names in /dev/disk/by-id. ":ro" after the
+    /// path keeps it from writing. A disk that is written is this machine's alone. What the guest flushes is on this
+    /// machine's disk; what it discards is free here too.
+    #[arg(long, value_name = "FILE[:ro]", value_parser = parse_disk)]
+    disk: Vec<DiskPath>,
+
     /// End when the guest wants to begin anew, rather than let it
     #[arg(long)]
     no_reboot: bool,
@@ -44,7 +53,14 @@ pub(crate) struct RunArgs {
 /// Whose keys the terminal's are: the present machine's. Another one has its place after a reset.
 type Keyboard = Arc<Mutex<Option<(Arc<Serial>, Plug)>>>;
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct DiskPath {
+    path: PathBuf,
+    read_only: bool,
+}
+
 pub(crate) fn run(arguments: RunArgs) -> Result<()> {
+    let disks = arguments.disk.iter().map(|disk| Disk::open(&disk.path, disk.read_only));
     let plan = Plan {
         vcpus: arguments.cpus,
         memory: arguments.memory,
@@ -52,6 +68,7 @@ pub(crate) fn run(arguments: RunArgs) -> Result<()> {
             .with_context(|| format!("{} cannot be started", arguments.kernel.display()))?,
         initramfs: arguments.initrd.as_deref().map(read).transpose()?,
         arguments: arguments.append,
+        disks: disks.map(|disk| disk.map(Arc::new)).collect::<Result<_, _>>()?,
     };
     let hypervisor = hypervisor::open()?;
     let keyboard = Keyboard::default();
@@ -96,6 +113,15 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("Could not read {}", path.display()))
 }
 
+/// `FILE[:ro]`: the option is taken from the end, so that a path may have a colon in it.
+fn parse_disk(text: &str) -> Result<DiskPath, String> {
+    let (path, read_only) = text.strip_suffix(":ro").map_or((text, false), |path| (path, true));
+    if path.is_empty() {
+        return Err("expected FILE[:ro]".to_owned());
+    }
+    Ok(DiskPath { path: path.into(), read_only })
+}
+
 /// `512M`, `2G`, or plain bytes.
 fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, unit) = match text.strip_suffix(['M', 'm']) {
@@ -108,7 +134,16 @@ fn parse_size(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_size;
+    use super::{DiskPath, parse_disk, parse_size};
+
+    #[test]
+    fn a_disk_is_written_unless_it_says_otherwise() {
+        for (text, path, read_only) in [("a:b", "a:b", false), ("a:b:ro", "a:b", true), ("/ro", "/ro", false)]
+        {
+            assert_eq!(parse_disk(text), Ok(DiskPath { path: path.into(), read_only }));
+        }
+        assert!(parse_disk("").is_err() && parse_disk(":ro").is_err());
+    }
 
     #[test]
     fn sizes_have_units() {

@@ -21,6 +21,15 @@ pub const SERIAL_LEN: u64 = 0x1000;
 /// Its shared interrupt.
 pub const SERIAL_SPI: u32 = 1;
 
+/// The first virtio device's registers; the others' follow.
+pub const VIRTIO: u64 = 0x0a00_0000;
+/// A virtio device's registers' length.
+pub const VIRTIO_LEN: u64 = 0x200;
+/// The first virtio device's shared interrupt; the others' follow.
+pub const VIRTIO_SPI: u32 = 16;
+/// The most virtio devices.
+pub const VIRTIO_MAX: u32 = 32;
+
 /// The guest's memory.
 pub const MEMORY: u64 = 0x4000_0000;
 /// The most there can be, in bytes.
@@ -30,3 +39,5 @@ pub const VCPUS_MAX: u32 = 32;
 
 const _: () =
     assert!(GIC_REDISTRIBUTORS + GIC_REDISTRIBUTOR_LEN * VCPUS_MAX as u64 <= SERIAL, "one over the other");
+const _: () = assert!(SERIAL + SERIAL_LEN <= VIRTIO && VIRTIO + VIRTIO_LEN * VIRTIO_MAX as u64 <= MEMORY);
+const _: () = assert!(SERIAL_SPI < VIRTIO_SPI && VIRTIO_SPI + VIRTIO_MAX <= GIC_SPIS);

@@ -4,6 +4,7 @@
 //!   kernel ─► placement ─► tree ─┐
 //!                                ▼
 //!   vCPU threads: run ─► Exit ─► bus ─► devices ─► lines ─► the hypervisor's GIC
+//!                                  └──► slots ─► threads of virtio devices ─► edges
 //! ```
 //!
 //! Each vCPU has a thread that runs the guest and nothing else: what takes long (a terminal, a disk) has threads of its
@@ -15,6 +16,7 @@ pub mod layout;
 pub mod pl011;
 pub mod placement;
 pub mod serial;
+pub mod slot;
 pub mod tree;
 mod vcpus;
 
@@ -29,13 +31,16 @@ use self::kernel::Kernel;
 pub use self::layout::ADDRESS_BITS;
 use self::layout::{
     GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, GIC_SPIS, MEMORY, MEMORY_MAX, SERIAL, SERIAL_LEN, SERIAL_SPI,
-    VCPUS_MAX,
+    VCPUS_MAX, VIRTIO, VIRTIO_LEN, VIRTIO_MAX, VIRTIO_SPI,
 };
 use self::placement::{Placement, TooSmall};
 use self::serial::Serial;
+use self::slot::Slot;
 use self::vcpus::Start;
 use crate::hypervisor::{Gic, Hypervisor, HypervisorError, Vm};
-use crate::virtio::Memory;
+use crate::virtio::blk::{self, Blk, Disk};
+use crate::virtio::rng::{self, Rng};
+use crate::virtio::{Device, Memory, mmio};
 
 /// Why there is no machine, or none any more.
 #[derive(Debug, Error)]
@@ -50,6 +55,14 @@ pub enum MachineError {
         asked: u32,
         /// What there can be.
         max: u32,
+    },
+    /// More than there is room for.
+    #[error("A machine here has room for {max} disks, and {asked} were given")]
+    Disks {
+        /// How many were given.
+        asked: usize,
+        /// How many there can be.
+        max: usize,
     },
     /// As much memory is not to be had.
     #[error("A machine cannot have {mib} MiB of memory: {why}")]
@@ -91,6 +104,8 @@ pub struct Plan {
     pub initramfs: Option<Vec<u8>>,
     /// Its command line.
     pub arguments: String,
+    /// Its disks, in the order in which it finds them. A machine after a reset has the same.
+    pub disks: Vec<Arc<Disk>>,
 }
 
 /// How a machine ended.
@@ -138,6 +153,11 @@ impl Machine {
         if plan.vcpus == 0 || plan.vcpus > max {
             return Err(MachineError::Vcpus { asked: plan.vcpus, max });
         }
+        // One device gives random bytes.
+        let disks_max = VIRTIO_MAX as usize - 1;
+        if plan.disks.len() > disks_max {
+            return Err(MachineError::Disks { asked: plan.disks.len(), max: disks_max });
+        }
         let initramfs_len = plan.initramfs.as_ref().map(|bytes| bytes.len() as u64);
         let placement = Placement::find(plan.memory, &plan.kernel, initramfs_len)?;
         let memory = allocate(plan.memory)?;
@@ -155,6 +175,19 @@ impl Machine {
         let mut bus = Bus::default();
         // Nothing else is on the bus yet.
         let _ = bus.add(SERIAL..SERIAL + SERIAL_LEN, Arc::clone(&serial) as _);
+        let doorbells = hypervisor.capabilities().doorbells;
+        for (index, (name, kind, device)) in (0..).zip(devices(plan)) {
+            let slot = Slot::new(&name, kind, device, Arc::clone(&memory), vm.edge(VIRTIO_SPI + index))
+                .map_err(|source| MachineError::Host { what: "thread for a device", source })?;
+            let registers = VIRTIO + VIRTIO_LEN * u64::from(index);
+            if doorbells {
+                for (queue, bell) in (0..).zip(slot.bells()) {
+                    vm.doorbell(registers + mmio::QUEUE_NOTIFY, queue, bell)?;
+                }
+            }
+            // Each has its own place.
+            let _ = bus.add(registers..registers + VIRTIO_LEN, Arc::new(slot));
+        }
         Ok(Self {
             vm,
             vcpus: plan.vcpus,
@@ -189,6 +222,18 @@ impl Machine {
     }
 }
 
+/// A virtio device: its thread's name, its kind's number, itself.
+type Named = (String, u32, Box<dyn Device + Send>);
+
+/// The devices, in the order of their places. The guest finds its disks in the same order.
+fn devices(plan: &Plan) -> Vec<Named> {
+    let rng: Named = ("rng".into(), rng::DEVICE_ID, Box::new(Rng::default()));
+    let disks = plan.disks.iter().enumerate().map(|(index, disk)| -> Named {
+        (format!("disk{index}"), blk::DEVICE_ID, Box::new(Blk::new(Arc::clone(disk))))
+    });
+    std::iter::once(rng).chain(disks).collect()
+}
+
 /// The guest's memory. Pages that the guest never touches are never there.
 fn allocate(bytes: u64) -> Result<Memory, MachineError> {
     let mib = bytes >> 20;
@@ -206,8 +251,15 @@ fn fill(memory: &Memory, plan: &Plan, placement: &Placement) -> Result<(), Machi
     let mut seed = [0; 64];
     getrandom::fill(&mut seed)
         .map_err(|error| MachineError::Host { what: "random bytes", source: std::io::Error::from(error) })?;
-    let told =
-        tree::Told { vcpus: plan.vcpus, memory: plan.memory, placement, arguments: &plan.arguments, seed };
+    let told = tree::Told {
+        vcpus: plan.vcpus,
+        memory: plan.memory,
+        placement,
+        // Never more than there is room for.
+        virtio: u32::try_from(1 + plan.disks.len()).unwrap_or(VIRTIO_MAX),
+        arguments: &plan.arguments,
+        seed,
+    };
     memory.write_slice(&tree::write(&told)?, GuestAddress(placement.tree))?;
     memory.write_slice(&plan.kernel.image, GuestAddress(placement.kernel))?;
     if let (Some(bytes), Some(place)) = (&plan.initramfs, &placement.initramfs) {

@@ -6,7 +6,7 @@ use vm_fdt::{Error, FdtWriter, FdtWriterResult};
 
 use super::layout::{
     GIC_DISTRIBUTOR, GIC_DISTRIBUTOR_LEN, GIC_REDISTRIBUTOR_LEN, GIC_REDISTRIBUTORS, MEMORY, SERIAL,
-    SERIAL_LEN, SERIAL_SPI,
+    SERIAL_LEN, SERIAL_SPI, VIRTIO, VIRTIO_LEN, VIRTIO_SPI,
 };
 use super::placement::Placement;
 use crate::hypervisor::affinity;
@@ -17,6 +17,7 @@ const CLOCK: u32 = 2;
 // Cells of an interrupt (arm,gic-v3.yaml).
 const SHARED: u32 = 0;
 const PRIVATE: u32 = 1;
+const EDGE_RISING: u32 = 1;
 const LEVEL_HIGH: u32 = 4;
 
 /// The timers' private interrupts: secure, not secure, virtual, hypervisor (Arm BSA, 3.6).
@@ -31,6 +32,8 @@ pub struct Told<'a> {
     pub memory: u64,
     /// Where things lie in it.
     pub placement: &'a Placement,
+    /// How many virtio devices.
+    pub virtio: u32,
     /// The kernel's command line.
     pub arguments: &'a str,
     /// Random bytes, never the same twice: the kernel's first.
@@ -58,6 +61,7 @@ pub fn write(told: &Told<'_>) -> FdtWriterResult<Vec<u8>> {
     cpus(&mut tree, told.vcpus)?;
     interrupts_and_time(&mut tree, told.vcpus)?;
     serial(&mut tree)?;
+    (0..told.virtio).try_for_each(|index| virtio(&mut tree, index))?;
     tree.end_node(root)?;
     tree.finish()
 }
@@ -133,4 +137,14 @@ fn serial(tree: &mut FdtWriter) -> Result<(), Error> {
     tree.property_array_u32("clocks", &[CLOCK, CLOCK])?;
     tree.property_string_list("clock-names", vec!["uartclk".into(), "apb_pclk".into()])?;
     tree.end_node(serial)
+}
+
+fn virtio(tree: &mut FdtWriter, index: u32) -> Result<(), Error> {
+    let registers = VIRTIO + VIRTIO_LEN * u64::from(index);
+    let virtio = tree.begin_node(&format!("virtio_mmio@{registers:x}"))?;
+    tree.property_string("compatible", "virtio,mmio")?;
+    tree.property_array_u64("reg", &[registers, VIRTIO_LEN])?;
+    tree.property_array_u32("interrupts", &[SHARED, VIRTIO_SPI + index, EDGE_RISING])?;
+    tree.property_null("dma-coherent")?;
+    tree.end_node(virtio)
 }

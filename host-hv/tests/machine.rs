@@ -1,0 +1,403 @@
+//! Virtio devices in their places in a machine: driven by `virtio-drivers`, and by hand where that asks for too little.
+#![expect(unsafe_code, reason = "a driver that others wrote names its buffers by pointer")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use host_hv::hypervisor::Edge;
+use host_hv::machine::bus::MmioDevice;
+use host_hv::machine::slot::Slot;
+use host_hv::testing::queue::{DriverQueue, Piece};
+use host_hv::virtio::blk::{self, Blk, Disk};
+use host_hv::virtio::rng::{self, Rng};
+use host_hv::virtio::{Device, Memory};
+use virtio_drivers::device::blk::VirtIOBlk;
+use virtio_drivers::device::rng::VirtIORng;
+use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
+use virtio_drivers::{BufferDirection, Error, Hal, PAGE_SIZE, PhysAddr};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const GUEST_MEMORY: usize = 32 << 20;
+
+struct Pulses(Mutex<Sender<()>>);
+
+impl Edge for Pulses {
+    fn pulse(&self) {
+        let _ = self.0.lock().unwrap().send(());
+    }
+}
+
+fn slot(kind: u32, device: Box<dyn Device + Send>) -> (Slot, Memory, Receiver<()>) {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), GUEST_MEMORY)]).unwrap();
+    let memory = Arc::new(memory);
+    let (sender, pulses) = mpsc::channel();
+    let edge = Box::new(Pulses(Mutex::new(sender)));
+    (Slot::new("device", kind, device, Arc::clone(&memory), edge).unwrap(), memory, pulses)
+}
+
+fn image(bytes: &[u8]) -> tempfile::NamedTempFile {
+    let file = tempfile::Builder::new().prefix("image-").rand_bytes(4).tempfile().unwrap();
+    std::fs::write(&file, bytes).unwrap();
+    file
+}
+
+fn disk(path: &Path, read_only: bool) -> (Slot, Memory, Receiver<()>) {
+    let disk = Arc::new(Disk::open(path, read_only).unwrap());
+    slot(blk::DEVICE_ID, Box::new(Blk::new(disk)))
+}
+
+/// A driver spins until the device has answered: what never does must not hang the tests.
+fn in_time<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, receiver) = mpsc::channel();
+    let thread = thread::spawn(move || sender.send(body()));
+    match receiver.recv_timeout(PATIENCE) {
+        Ok(value) => value,
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("the device has not answered"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            std::panic::resume_unwind(thread.join().unwrap_err());
+        }
+    }
+}
+
+// What follows lets virtio-drivers see a slot as a device, and this process as a guest.
+
+thread_local! {
+    /// This thread's guest: its memory, and how much of it is in use. Nothing is given back.
+    static GUEST: RefCell<Option<(Memory, usize)>> = const { RefCell::new(None) };
+}
+
+struct Guest;
+
+impl Guest {
+    fn begin(memory: Memory) {
+        // A driver takes address 0 for none.
+        GUEST.with_borrow_mut(|guest| *guest = Some((memory, PAGE_SIZE)));
+    }
+
+    fn memory() -> Memory {
+        GUEST.with_borrow(|guest| Arc::clone(&guest.as_ref().unwrap().0))
+    }
+
+    fn take(bytes: usize) -> PhysAddr {
+        GUEST.with_borrow_mut(|guest| {
+            let used = &mut guest.as_mut().unwrap().1;
+            let address = *used;
+            *used += bytes.next_multiple_of(PAGE_SIZE);
+            assert!(*used <= GUEST_MEMORY);
+            address as PhysAddr
+        })
+    }
+}
+
+// SAFETY: pages come from a mapping that is zero, aligned to pages and kept by `GUEST`, each once; buffers are copied.
+unsafe impl Hal for Guest {
+    fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
+        let address = Self::take(pages * PAGE_SIZE);
+        let host = Self::memory().get_host_address(GuestAddress(address)).unwrap();
+        (address, NonNull::new(host).unwrap())
+    }
+
+    unsafe fn dma_dealloc(_: PhysAddr, _: NonNull<u8>, _: usize) -> i32 {
+        0
+    }
+
+    unsafe fn mmio_phys_to_virt(_: PhysAddr, _: usize) -> NonNull<u8> {
+        unreachable!("that is for PCI")
+    }
+
+    unsafe fn share(buffer: NonNull<[u8]>, direction: BufferDirection) -> PhysAddr {
+        let address = Self::take(buffer.len());
+        if direction != BufferDirection::DeviceToDriver {
+            // SAFETY: the caller says that the buffer is valid and that nobody else has it.
+            let bytes = unsafe { buffer.as_ref() };
+            Self::memory().write_slice(bytes, GuestAddress(address)).unwrap();
+        }
+        address
+    }
+
+    unsafe fn unshare(address: PhysAddr, mut buffer: NonNull<[u8]>, direction: BufferDirection) {
+        if direction != BufferDirection::DriverToDevice {
+            // SAFETY: the caller says that the buffer is valid and that nobody else has it.
+            let bytes = unsafe { buffer.as_mut() };
+            Self::memory().read_slice(bytes, GuestAddress(address)).unwrap();
+        }
+    }
+}
+
+/// The driver's side of the registers, from the specification (virtio 1.3, 4.2.2 and 4.2.3).
+struct Mmio(Arc<Slot>);
+
+impl Mmio {
+    fn read(&self, offset: u64) -> u32 {
+        u32::try_from(self.0.read(offset, 4)).unwrap()
+    }
+
+    fn write(&self, offset: u64, value: u32) {
+        self.0.write(offset, 4, value.into());
+    }
+
+    fn write_long(&self, offset: u64, value: u64) {
+        self.write(offset, u32::try_from(value & 0xffff_ffff).unwrap());
+        self.write(offset + 4, u32::try_from(value >> 32).unwrap());
+    }
+}
+
+impl Transport for Mmio {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::try_from(self.read(0x008)).unwrap()
+    }
+    fn read_device_features(&mut self) -> u64 {
+        self.write(0x014, 0);
+        let lower = self.read(0x010);
+        self.write(0x014, 1);
+        u64::from(lower) | u64::from(self.read(0x010)) << 32
+    }
+    fn write_driver_features(&mut self, features: u64) {
+        for (half, bits) in [(0, features & 0xffff_ffff), (1, features >> 32)] {
+            self.write(0x024, half);
+            self.write(0x020, u32::try_from(bits).unwrap());
+        }
+    }
+    fn max_queue_size(&mut self, queue: u16) -> u32 {
+        self.write(0x030, queue.into());
+        self.read(0x034)
+    }
+    fn notify(&mut self, queue: u16) {
+        self.write(0x050, queue.into());
+    }
+    fn get_status(&self) -> DeviceStatus {
+        DeviceStatus::from_bits_retain(self.read(0x070))
+    }
+    fn set_status(&mut self, status: DeviceStatus) {
+        self.write(0x070, status.bits());
+    }
+    fn set_guest_page_size(&mut self, _: u32) {}
+    fn requires_legacy_layout(&self) -> bool {
+        false
+    }
+    fn queue_set(&mut self, queue: u16, size: u32, table: PhysAddr, driver: PhysAddr, device: PhysAddr) {
+        self.write(0x030, queue.into());
+        self.write(0x038, size);
+        self.write_long(0x080, table);
+        self.write_long(0x090, driver);
+        self.write_long(0x0a0, device);
+        self.write(0x044, 1);
+    }
+    fn queue_unset(&mut self, queue: u16) {
+        self.write(0x030, queue.into());
+        self.write(0x044, 0);
+        assert_eq!(self.read(0x044), 0, "the device has not let go of the queue");
+    }
+    fn queue_used(&mut self, queue: u16) -> bool {
+        self.write(0x030, queue.into());
+        self.read(0x044) != 0
+    }
+    fn ack_interrupt(&mut self) -> InterruptStatus {
+        let causes = self.read(0x060);
+        self.write(0x064, causes);
+        InterruptStatus::from_bits_retain(causes)
+    }
+    fn read_config_generation(&self) -> u32 {
+        self.read(0x0fc)
+    }
+    fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T, Error> {
+        let mut value = T::new_zeroed();
+        for (at, byte) in (0x100 + offset as u64..).zip(value.as_mut_bytes()) {
+            *byte = u8::try_from(self.0.read(at, 1)).unwrap();
+        }
+        Ok(value)
+    }
+    fn write_config_space<T: IntoBytes + Immutable>(&mut self, _: usize, _: T) -> Result<(), Error> {
+        Err(Error::Unsupported)
+    }
+}
+
+#[test]
+fn another_ones_driver_gets_random_bytes() {
+    in_time(|| {
+        let (slot, memory, _) = slot(rng::DEVICE_ID, Box::new(Rng::default()));
+        Guest::begin(memory);
+        let mut driver = VirtIORng::<Guest, _>::new(Mmio(Arc::new(slot))).unwrap();
+        let mut seen = std::collections::HashSet::new();
+        for len in [32, 4000] {
+            for _ in 0..50 {
+                let mut bytes = vec![0; len];
+                assert_eq!(driver.request_entropy(&mut bytes).unwrap(), len);
+                assert!(seen.insert(bytes[len - 32..].to_vec()), "the same bytes again");
+            }
+        }
+    });
+}
+
+#[test]
+fn another_ones_driver_reads_and_writes_a_disk_and_the_next_one_finds_it_so() {
+    let file = image(&[7; 64 * 512]);
+    let path = file.path().to_owned();
+    let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+    in_time(move || {
+        let (slot, memory, _) = disk(&path, false);
+        let slot = Arc::new(slot);
+        Guest::begin(memory);
+        for round in 0..3 {
+            let mut driver = VirtIOBlk::<Guest, _>::new(Mmio(Arc::clone(&slot))).unwrap();
+            assert_eq!((driver.capacity(), driver.readonly()), (64, false));
+            let mut id = [0; 20];
+            let len = driver.device_id(&mut id).unwrap();
+            assert_eq!(&id[..len], name.as_bytes());
+            let mut bytes = [0; 1024];
+            driver.read_blocks(62, &mut bytes).unwrap();
+            assert_eq!(bytes, [if round == 0 { 7 } else { round }; 1024]);
+            driver.write_blocks(62, &[round + 1; 1024]).unwrap();
+            driver.flush().unwrap();
+            // Past the end, of which nothing may be written.
+            assert!(
+                driver.write_blocks(63, &[9; 1024]).is_err()
+                    && driver.read_blocks(64, &mut [0; 512]).is_err()
+            );
+        }
+    });
+    let bytes = std::fs::read(file.path()).unwrap();
+    assert!(bytes.len() == 64 * 512 && bytes[..62 * 512] == [7; 62 * 512] && bytes[62 * 512..] == [3; 1024]);
+}
+
+#[test]
+fn a_disk_that_is_read_only_says_so_and_is() {
+    let file = image(&[7; 512]);
+    let path = file.path().to_owned();
+    in_time(move || {
+        let (slot, memory, _) = disk(&path, true);
+        Guest::begin(memory);
+        let mut driver = VirtIOBlk::<Guest, _>::new(Mmio(Arc::new(slot))).unwrap();
+        assert!(driver.readonly() && driver.write_blocks(0, &[9; 512]).is_err());
+        let mut bytes = [0; 512];
+        driver.read_blocks(0, &mut bytes).unwrap();
+        assert_eq!(bytes, [7; 512]);
+    });
+    assert_eq!(std::fs::read(file.path()).unwrap(), [7; 512]);
+}
+
+/// A driver by hand, which sends what virtio-drivers would not.
+struct ByHand {
+    mmio: Mmio,
+    memory: Memory,
+    queue: DriverQueue,
+    pulses: Receiver<()>,
+}
+
+/// Where requests lie, behind the queue.
+const REQUEST: u64 = 0x10_0000;
+const ANSWER: u64 = 0x20_0000;
+
+impl ByHand {
+    fn new((slot, memory, pulses): (Slot, Memory, Receiver<()>), features: u64) -> Self {
+        let mut mmio = Mmio(Arc::new(slot));
+        let queue = DriverQueue::new(Arc::clone(&memory), 0x1000, 16, false);
+        mmio.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
+        mmio.write_driver_features(features);
+        mmio.write(0x070, 11);
+        mmio.queue_set(0, 16, queue.descriptors(), queue.available(), queue.used());
+        mmio.write(0x070, 15);
+        Self { mmio, memory, queue, pulses }
+    }
+
+    /// Sends pieces and waits for the interrupt; returns how many bytes the device says that it wrote.
+    fn send(&mut self, pieces: &[Piece]) -> u32 {
+        let head = self.queue.add(pieces).unwrap();
+        self.mmio.notify(0);
+        self.pulses.recv_timeout(PATIENCE).expect("an interrupt");
+        assert!(self.mmio.ack_interrupt() == InterruptStatus::QUEUE_INTERRUPT);
+        let (used, written) = self.queue.pop_used().expect("an answer");
+        assert_eq!(used, head);
+        written
+    }
+
+    /// A disk's request, its status.
+    fn ask(&mut self, kind: u32, sector: u64, data: &[u8], room: u32) -> u8 {
+        let mut request = kind.to_le_bytes().to_vec();
+        request.extend([0; 4]);
+        request.extend(sector.to_le_bytes());
+        request.extend(data);
+        self.memory.write_slice(&request, GuestAddress(REQUEST)).unwrap();
+        self.memory.write_obj(0xee_u8, GuestAddress(ANSWER + u64::from(room))).unwrap();
+        // Cut where nobody would.
+        let (len, cut) = (u32::try_from(request.len()).unwrap(), 3);
+        self.send(&[
+            Piece { address: REQUEST, length: cut, write: false },
+            Piece { address: REQUEST + u64::from(cut), length: len - cut, write: false },
+            Piece { address: ANSWER, length: room + 1, write: true },
+        ]);
+        self.memory.read_obj(GuestAddress(ANSWER + u64::from(room))).unwrap()
+    }
+}
+
+const VERSION_1: u64 = 1 << 32;
+const FLUSH: u64 = 1 << 9;
+const DISCARD: u64 = 1 << 13;
+const WRITE_ZEROES: u64 = 1 << 14;
+
+fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+    [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+}
+
+#[test]
+fn ranges_are_discarded_and_made_zero_all_or_none() {
+    let file = image(&[7; 64 * 512]);
+    let features = VERSION_1 | FLUSH | DISCARD | WRITE_ZEROES;
+    let mut driver = ByHand::new(disk(file.path(), false), features);
+    assert_eq!(driver.ask(13, 0, &[range(1, 1, 0), range(8, 16, 1), range(30, 0, 0)].concat(), 0), 0);
+    assert_eq!(driver.ask(11, 0, &range(48, 8, 0), 0), 0);
+    // One that is past the end, and none of the others is touched either.
+    assert_eq!(driver.ask(13, 0, &[range(40, 1, 0), range(63, 2, 0)].concat(), 0), 1);
+    assert_eq!(driver.ask(11, 0, &range(40, 1, 1), 0), 2);
+    assert_eq!(driver.ask(99, 0, &[], 0), 2);
+    let bytes = std::fs::read(file.path()).unwrap();
+    assert_eq!(bytes.len(), 64 * 512);
+    for (sector, bytes) in bytes.chunks(512).enumerate() {
+        let zero = sector == 1 || (8..24).contains(&sector) || (48..56).contains(&sector);
+        assert!(bytes.iter().all(|byte| (*byte == 0) == zero), "sector {sector}");
+    }
+}
+
+#[test]
+fn a_request_that_is_none_is_answered_and_the_next_one_served() {
+    let file = image(&[7; 512]);
+    let mut driver = ByHand::new(disk(file.path(), false), VERSION_1);
+    let write = |address, length| Piece { address, length, write: true };
+    let read = |address, length| Piece { address, length, write: false };
+    // No room for an answer; no whole header; memory that is not there; one byte of room, of which the answer takes all.
+    assert_eq!(driver.send(&[read(REQUEST, 16)]), 0);
+    assert_eq!(driver.send(&[read(REQUEST, 15), write(ANSWER, 1)]), 1);
+    assert_eq!(driver.send(&[read(u64::MAX - 8, 16), write(ANSWER, 1)]), 0);
+    assert_eq!(driver.send(&[write(ANSWER, 0), write(ANSWER, 1)]), 1);
+    assert_eq!(driver.ask(0, 0, &[], 512), 0);
+    let mut bytes = [0; 512];
+    driver.memory.read_slice(&mut bytes, GuestAddress(ANSWER)).unwrap();
+    assert_eq!(bytes, [7; 512]);
+}
+
+#[test]
+fn a_device_whose_queue_was_broken_works_after_a_reset() {
+    let file = image(&[7; 512]);
+    let mut driver = ByHand::new(disk(file.path(), false), VERSION_1);
+    assert_eq!(driver.ask(0, 0, &[], 512), 0);
+    // More available than the queue has entries.
+    driver.memory.write_obj(500_u16, GuestAddress(driver.queue.available() + 2)).unwrap();
+    driver.mmio.notify(0);
+    driver.mmio.write(0x070, 0);
+    assert_eq!(driver.mmio.read(0x070), 0);
+    let ByHand { mmio, memory, pulses, .. } = driver;
+    let slot = Arc::into_inner(mmio.0).unwrap();
+    memory.write_slice(&[0; 0x1000], GuestAddress(0x1000)).unwrap();
+    let mut driver = ByHand::new((slot, memory, pulses), VERSION_1);
+    assert_eq!(driver.ask(0, 0, &[], 512), 0);
+}
