@@ -55,7 +55,7 @@ pub use deadline::Deadline;
 pub use guest::{Guest, GuestSpec, SharedGuest, Using};
 pub use host::{Host, Ran};
 pub use lab::Lab;
-pub use nested::run_on_kvm;
+pub use nested::{kernel_module, run_on_kvm};
 pub use process::{Process, spawn};
 pub use qmp::Qmp;
 pub use shell::{Output, Shell};

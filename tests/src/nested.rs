@@ -71,6 +71,35 @@ pub fn run_on_kvm(name: &str, programs: &[PathBuf], script: &str, patience: Dura
     Ok(told)
 }
 
+/// A module of the lab's kernel, ready for busybox's insmod. `name` is its path in the kernel's tree, without the end:
+/// `drivers/virtio/virtio_mmio`.
+///
+/// # Errors
+/// There is none of that name.
+pub fn kernel_module(name: &str) -> Result<Vec<u8>> {
+    const TREES: &str = "/usr/lib/modules";
+    let disk = Lab::find()?.file("root.ext4");
+    let ask = |command: String| -> Result<Vec<u8>> {
+        let output = Command::new("debugfs").args(["-R", &command]).arg(&disk).output();
+        Ok(output.context("debugfs is missing: run `make setup`")?.stdout)
+    };
+    // Its lines: /inode/mode/user/group/name/size/.
+    let trees = String::from_utf8(ask(format!("ls -p {TREES}"))?)?;
+    let versions = trees.lines().filter_map(|line| line.split('/').nth(5));
+    let version = versions.into_iter().find(|name| name.starts_with(|first: char| first.is_ascii_digit()));
+    let version = version.with_context(|| format!("no kernel's modules in {}", disk.display()))?;
+    let packed = ask(format!("cat {TREES}/{version}/kernel/{name}.ko.xz"))?;
+    ensure!(!packed.is_empty(), "{version} has no module {name}");
+
+    let mut xz = Command::new("xz").arg("-dc").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut input = xz.stdin.take().context("its input")?;
+    let writer = std::thread::spawn(move || input.write_all(&packed));
+    let output = xz.wait_with_output()?;
+    writer.join().map_err(|_| anyhow::anyhow!("writing to xz panicked"))??;
+    ensure!(output.status.success(), "xz failed");
+    Ok(output.stdout)
+}
+
 /// Writes a tree as an archive that the kernel unpacks.
 fn append(tree: &Path, archive: &mut File) -> Result<()> {
     let end = archive.metadata()?.len().next_multiple_of(4);
