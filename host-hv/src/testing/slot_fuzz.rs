@@ -1,0 +1,241 @@
+//! Bytes as a hostile guest of a device in its place in a machine: its registers, its queues, its doorbells.
+//!
+//! The bytes are a program of writes: to registers in any order, to guest memory, to descriptors. Nothing may panic or
+//! hang, what is handed on was agreed on, and whatever was done, a driver that then begins anew is served.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::queue::{DriverQueue, Piece};
+use crate::hypervisor::Edge;
+use crate::machine::bus::MmioDevice;
+use crate::machine::slot::Slot;
+use crate::virtio::blk::{self, Blk, Disk};
+use crate::virtio::mmio::{Event, Registers};
+use crate::virtio::rng::{self, Rng};
+use crate::virtio::{Device, Memory};
+
+const MAX_STEPS: usize = 400;
+const MEMORY: u64 = 1 << 20;
+const RING: u16 = 16;
+/// Where the program's queue lies, and what its descriptors mostly name.
+const QUEUE: u64 = 0x1000;
+const BUFFERS: u64 = 0x8000;
+const SECTORS: u64 = 16;
+/// Far more than any answer takes: who waits so long waits for ever.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Registers that matter, more often than others (virtio 1.3, 4.2.2).
+const REGISTERS: [u64; 16] = [
+    0x014, 0x020, 0x024, 0x030, 0x038, 0x044, 0x050, 0x064, 0x070, 0x080, 0x084, 0x090, 0x094, 0x0a0, 0x0a4,
+    0x100,
+];
+/// Values that do something there: bits of the status, features, sizes, queues.
+const VALUES: [u64; 8] = [0, 1, 3, 11, 15, RING as u64, 1 << 29, 1 << 9];
+
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn byte(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        Some(u32::from_le_bytes([self.byte()?, self.byte()?, self.byte()?, self.byte()?]))
+    }
+
+    /// A register, how wide it is written, and what.
+    fn write(&mut self) -> Option<(u64, u8, u64)> {
+        let (which, how) = (self.byte()?, self.byte()?);
+        let offset = match which {
+            0..240 => REGISTERS[usize::from(which % 16)],
+            _ => u64::from(self.u32()? % 0x200),
+        };
+        let size = if how < 240 { 4 } else { 1 << (how % 4) };
+        let value = match self.byte()? {
+            choice @ 0..200 => VALUES[usize::from(choice % 8)],
+            200.. => u64::from(self.u32()?),
+        };
+        Some((offset, size, value))
+    }
+}
+
+/// One program for the registers alone.
+pub fn registers(bytes: &[u8]) {
+    let device = Rng::default();
+    let mut registers = Registers::new(rng::DEVICE_ID, &device);
+    let (mut input, mut running) = (Input(bytes), false);
+    while let Some((offset, size, value)) = input.write() {
+        match registers.write(offset, size, value) {
+            Some(Event::Start { features, queues }) => {
+                assert!(!running, "started twice");
+                assert_eq!(features & !device.features(), 0, "features that were not offered");
+                assert!(queues.iter().all(|(index, _)| *index < device.ring_sizes().len()));
+                running = true;
+            }
+            Some(Event::Notify(index) | Event::Stop(index)) => {
+                assert!(running && index < device.ring_sizes().len(), "news of a queue that is not live");
+            }
+            Some(Event::Reset) => {
+                running = false;
+                assert_eq!(registers.read(0x070, 4), 0, "a reset leaves a status");
+            }
+            None => (),
+        }
+        registers.read(offset, size);
+    }
+}
+
+struct Pulses(Sender<()>);
+
+impl Edge for Pulses {
+    fn pulse(&self) {
+        let _ = self.0.send(());
+    }
+}
+
+/// One program for a disk or a source of random bytes, on their own thread.
+pub fn run(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let flags = input.byte().unwrap_or(0);
+    let file = (flags & 1 == 0).then(|| image(SECTORS));
+    let (kind, device): (u32, Box<dyn Device + Send>) = match &file {
+        Some(file) => {
+            let disk = Disk::open(file.path(), flags & 2 != 0).expect("a disk");
+            (blk::DEVICE_ID, Box::new(Blk::new(Arc::new(disk))))
+        }
+        None => (rng::DEVICE_ID, Box::new(Rng::default())),
+    };
+    let memory: Memory = Arc::new(
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), usize::try_from(MEMORY).expect("a small memory"))])
+            .expect("memory"),
+    );
+    let (sender, pulses) = mpsc::channel();
+    let slot =
+        Slot::new("fuzzed", kind, device, Arc::clone(&memory), Box::new(Pulses(sender))).expect("a slot");
+
+    let mut queue = DriverQueue::new(Arc::clone(&memory), QUEUE, RING, flags & 4 != 0);
+    if flags & 8 != 0 {
+        set_up(&slot, &queue, if flags & 4 != 0 { 1 << 29 } else { 0 });
+    }
+    for _ in 0..MAX_STEPS {
+        if step(&mut input, &slot, &mut queue, &memory).is_none() {
+            break;
+        }
+    }
+
+    revive(&slot, &memory, &pulses, file.is_some());
+    drop(slot);
+    if let Some(file) = file {
+        let bytes = file.as_file().metadata().expect("its size").len();
+        assert_eq!(bytes, SECTORS * 512, "the disk has another size");
+    }
+}
+
+fn step(input: &mut Input<'_>, slot: &Slot, queue: &mut DriverQueue, memory: &Memory) -> Option<()> {
+    match input.byte()? % 8 {
+        0..=2 => {
+            let (offset, size, value) = input.write()?;
+            slot.write(offset, size, value);
+            slot.read(offset, size);
+        }
+        // A doorbell rings whatever the device's state is.
+        3 => slot.bells().iter().for_each(crate::io::Bell::ring),
+        // Memory, the queue mostly.
+        4 => {
+            let span = if input.byte()? < 200 { 0x400 } else { MEMORY - QUEUE - 4 };
+            let at = QUEUE + u64::from(input.u32()?) % span;
+            memory.write_obj(input.u32()?, GuestAddress(at)).expect("in memory");
+        }
+        // A descriptor, and perhaps its chain.
+        5 | 6 => {
+            let (index, next, flags) = (input.byte()?, input.byte()?, input.byte()?);
+            let length = if input.byte()? < 200 { u32::from(input.byte()?) * 16 } else { input.u32()? };
+            let address = match input.byte()? {
+                at @ 0..200 => BUFFERS + u64::from(at) * 256,
+                200..220 => QUEUE + u64::from(input.byte()?),
+                220.. => u64::MAX - u64::from(input.byte()?),
+            };
+            let index = u16::from(index) % RING;
+            let flags_bits = u16::from(flags & 7);
+            queue.write_descriptor(QUEUE, index, address, length, flags_bits, u16::from(next) % (RING + 1));
+            if flags & 0x80 != 0 {
+                queue.offer(index);
+                slot.write(0x050, 4, 0);
+            }
+        }
+        // A request that a disk can do something with.
+        _ => {
+            let kind = [0, 1, 4, 8, 11, 13, 2, 99][usize::from(input.byte()? % 8)];
+            let mut header = [0; 32];
+            header[..4].copy_from_slice(&u32::to_le_bytes(kind));
+            header[8..12].copy_from_slice(&(input.u32()? % 20).to_le_bytes());
+            header[16] = input.byte()? % 20;
+            header[24] = input.byte()? % 20;
+            memory.write_slice(&header, GuestAddress(BUFFERS)).expect("in memory");
+            let data = u32::from(input.byte()? % 4) * 512;
+            queue.write_descriptor(QUEUE, 0, BUFFERS, if kind > 8 { 32 } else { 16 }, 1, 1);
+            queue.write_descriptor(QUEUE, 1, BUFFERS + 4096, data, 1 | if kind == 1 { 0 } else { 2 }, 2);
+            queue.write_descriptor(QUEUE, 2, BUFFERS + 8192, 1, 2, 0);
+            queue.offer(0);
+            slot.write(0x050, 4, 0);
+        }
+    }
+    Some(())
+}
+
+/// Begins anew as a driver does, and has the device do something.
+fn revive(slot: &Slot, memory: &Memory, pulses: &Receiver<()>, disk: bool) {
+    slot.write(0x070, 4, 0);
+    assert_eq!(slot.read(0x070, 4), 0, "a reset leaves a status");
+    // From here on the device has let go of the memory.
+    memory.write_slice(&[0; 0x1000], GuestAddress(QUEUE)).expect("in memory");
+    while pulses.try_recv().is_ok() {}
+    let mut queue = DriverQueue::new(Arc::clone(memory), QUEUE, RING, false);
+    set_up(slot, &queue, 0);
+    memory.write_slice(&[0; 17], GuestAddress(BUFFERS)).expect("in memory");
+    let data = Piece { address: BUFFERS + 4096, length: 513, write: true };
+    let header = Piece { address: BUFFERS, length: 16, write: false };
+    let pieces = [header, data];
+    queue.add(if disk { &pieces } else { &pieces[1..] }).expect("room");
+    slot.write(0x050, 4, 0);
+    pulses.recv_timeout(PATIENCE).expect("the device never answered");
+    assert_eq!(queue.pop_used(), Some((0, 513)), "the device did not do what was asked");
+    assert_eq!(queue.pop_used(), None, "the device answered what nobody asked");
+}
+
+fn set_up(slot: &Slot, queue: &DriverQueue, features: u32) {
+    for (offset, value) in [
+        (0x070, 1),
+        (0x070, 3),
+        (0x024, 1),
+        (0x020, 1),
+        (0x024, 0),
+        (0x020, u64::from(features)),
+        (0x070, 11),
+        (0x030, 0),
+        (0x038, u64::from(RING)),
+        (0x080, queue.descriptors()),
+        (0x090, queue.available()),
+        (0x0a0, queue.used()),
+        (0x044, 1),
+        (0x070, 15),
+    ] {
+        slot.write(offset, 4, value);
+    }
+}
+
+fn image(sectors: u64) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let mut to: &File = file.as_file();
+    let bytes = vec![7; usize::try_from(sectors * 512).expect("a small file")];
+    to.write_all(&bytes).expect("room for a small file");
+    file
+}
