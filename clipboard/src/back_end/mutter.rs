@@ -2,17 +2,23 @@
 //! no prompt and nothing started: Mutter has no data control.
 //!
 //! What is particular about it: of each offer one type is read at once, by Mutter's own memory of what was copied; one
-//! program's clipboard is read by one reader at a time; there is no primary selection; and while the screen is locked,
-//! there is no session.
+//! program's clipboard is read by one reader at a time; there is no primary selection; while the screen is locked, there
+//! is no session.
+//!
+//! A session that shows something new cancels the pastes that it has not taken up yet, and the bridge to X11 says nothing
+//! to a program whose paste was cancelled (`transfer_cb` in meta-x11-selection.c of Mutter 48), which then waits for ever.
+//! So each paste is taken up, if only to end it without a byte, and two sessions show things in turn: the one that shows
+//! something new was asked for nothing since the other did, and has taken up what it was asked for before.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hospes_protocol::clipboard::Selection;
-use tokio::sync::mpsc;
+use tokio::sync::{RwLock, mpsc};
 use tokio::task::{JoinSet, yield_now};
 use zbus::message::Flags;
 use zbus::{Connection, Message, MessageStream, OwnedObjectPath, OwnedVariant, Variant, connection};
@@ -34,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Pastes of ours that are under way at once. One more gets nothing.
 const TRANSFERS: usize = 64;
 
-/// A session with Mutter.
+/// Two sessions with Mutter.
 pub struct Mutter {
     remote: Rc<Remote>,
     messages: MessageStream,
@@ -43,6 +49,10 @@ pub struct Mutter {
     /// What we show, and what Mutter has not yet told us that we do.
     ours: Option<u64>,
     unconfirmed: VecDeque<u64>,
+    /// The session that showed something last.
+    shows: usize,
+    /// The second session has just become the owner: the first will tell of that change next.
+    second: bool,
     /// What the desktop's programs have.
     theirs: Vec<String>,
     seen: bool,
@@ -55,9 +65,16 @@ pub struct Mutter {
 
 struct Remote {
     connection: Connection,
-    session: OwnedObjectPath,
+    /// The first tells of changes, and reads.
+    sessions: [Session; 2],
     /// Changes of owner so far.
     change: Cell<u64>,
+}
+
+struct Session {
+    path: OwnedObjectPath,
+    /// Held for reading by each paste until it is taken up, and for writing when something new is to be shown.
+    taken_up: Arc<RwLock<()>>,
 }
 
 impl std::fmt::Debug for Mutter {
@@ -87,18 +104,17 @@ impl Mutter {
         if !owned {
             return Err(BackEndError::Missing);
         }
-        let refused = |error: zbus::Error| BackEndError::Refused(error.to_string());
         let mut messages = MessageStream::from(&connection);
         let left = format!("type='signal',sender='{BUS}',member='NameOwnerChanged',arg0='{DESTINATION}'");
         watch_signals(&connection, &left).await.map_err(unreachable)?;
-        let reply = connection.call_method(Some(DESTINATION), PATH, Some(DESTINATION), "CreateSession", &());
-        let session: OwnedObjectPath =
-            reply.await.and_then(|reply| reply.body().deserialize()).map_err(refused)?;
-        let signals = format!("type='signal',sender='{DESTINATION}',path='{session}'");
-        watch_signals(&connection, &signals).await.map_err(unreachable)?;
-        let remote = Rc::new(Remote { connection, session, change: Cell::new(0) });
-        let options: HashMap<&str, Variant<'_>> = HashMap::new();
-        remote.call("EnableClipboard", &options).await.map_err(refused)?;
+        let [first, second] = [Session::create(&connection).await?, Session::create(&connection).await?];
+        let remote = Rc::new(Remote { connection, sessions: [first, second], change: Cell::new(0) });
+        // Mutter tells the one that was enabled before first: each change ends with the first session's word on it.
+        for session in [1, 0] {
+            let options: HashMap<&str, Variant<'_>> = HashMap::new();
+            let enabled = remote.call(session, "EnableClipboard", &options).await;
+            enabled.map_err(|error| BackEndError::Refused(error.to_string()))?;
+        }
         // What there is now is told with that, and so before the answer to anything that is asked after it.
         let ping = remote.connection.call_method(Some(DESTINATION), PATH, Some(PEER), "Ping", &());
         ping.await.map_err(unreachable)?;
@@ -109,6 +125,8 @@ impl Mutter {
             shown: 0,
             ours: None,
             unconfirmed: VecDeque::new(),
+            shows: 0,
+            second: false,
             theirs: Vec::new(),
             seen: false,
             happened: Vec::new(),
@@ -119,7 +137,7 @@ impl Mutter {
         std::mem::swap(&mut mutter.messages, &mut messages);
         drop(messages);
         mutter.tasks.spawn_local(read_in_turn(remote, asked));
-        mutter.drain().await;
+        mutter.drain(None).await;
         if !mutter.seen {
             mutter.owner_changed(Vec::new(), false);
         }
@@ -163,7 +181,7 @@ impl Mutter {
                 },
                 Some(_) = self.tasks.join_next() => (),
                 order = orders.next() => match order {
-                    Order::Show(shown) => self.show(&shown).await?,
+                    Order::Show(shown) => self.show(&shown, orders).await?,
                     Order::Read(read) => drop(self.reads.send(read)),
                     Order::End => return Err(BackEndError::Unused),
                 }
@@ -172,12 +190,12 @@ impl Mutter {
     }
 
     /// Handles what has arrived.
-    async fn drain(&mut self) {
+    async fn drain(&mut self, orders: Option<&Orders>) {
         loop {
             tokio::select! {
                 biased;
                 message = next(&mut self.messages) => match message {
-                    Some(message) => self.handle(&message, None),
+                    Some(message) => self.handle(&message, orders),
                     None => return,
                 },
                 () = std::future::ready(()) => return,
@@ -188,9 +206,14 @@ impl Mutter {
     fn handle(&mut self, message: &Message, orders: Option<&Orders>) {
         let header = message.header();
         let Some(member) = header.member() else { return };
+        if member.as_str() == "NameOwnerChanged" {
+            self.finished = Some("Mutter went away");
+            return;
+        }
+        let path = header.path().map(|path| path.as_str());
+        let mut sessions = self.remote.sessions.iter();
+        let Some(session) = sessions.position(|session| path == Some(session.path.as_str())) else { return };
         match member.as_str() {
-            "NameOwnerChanged" => self.finished = Some("Mutter went away"),
-            _ if header.path().is_none_or(|path| path.as_str() != self.remote.session.as_str()) => (),
             "Closed" => {
                 self.finished = Some("Mutter ended the session, as it does when the screen is locked");
             }
@@ -199,6 +222,11 @@ impl Mutter {
                 let Ok(told) = body.deserialize::<HashMap<String, OwnedVariant>>() else { return };
                 let ours =
                     matches!(told.get("session-is-owner").map(|value| &**value), Some(Variant::Bool(true)));
+                if session == 1 {
+                    self.second = ours;
+                    return;
+                }
+                let ours = std::mem::take(&mut self.second) || ours;
                 let types = told.get("mime-types").map(|value| strings(value)).unwrap_or_default();
                 self.owner_changed(types, ours);
             }
@@ -206,7 +234,7 @@ impl Mutter {
                 let body = message.body();
                 let Ok((kind, transfer)) = body.deserialize::<(String, u32)>() else { return };
                 if let Some(orders) = orders {
-                    self.asked(kind, transfer, orders);
+                    self.asked(session, kind, transfer, orders);
                 }
             }
             _ => (),
@@ -231,13 +259,14 @@ impl Mutter {
         }
     }
 
-    async fn show(&mut self, shown: &Shown) -> Result<(), BackEndError> {
+    async fn show(&mut self, shown: &Shown, orders: &Orders) -> Result<(), BackEndError> {
         if shown.selection != Selection::CLIPBOARD {
             return Ok(());
         }
         self.shown = shown.serial;
         let mut options: HashMap<&str, Variant<'_>> = HashMap::new();
         if !shown.types.is_empty() {
+            self.shows = 1 - self.shows;
             options.insert("mime-types", Variant::from(shown.types.clone()));
             self.unconfirmed.push_back(shown.serial);
         } else if self.ours.is_none() && self.unconfirmed.is_empty() {
@@ -249,27 +278,53 @@ impl Mutter {
             self.unconfirmed.clear();
             self.ours = None;
         }
-        // Its answer is the signal.
-        let sent = self.remote.send("SetSelection", &options).await;
-        sent.map_err(|error| BackEndError::Ended(error.to_string()))
+        self.drain(Some(orders)).await;
+        let (remote, session) = (Rc::clone(&self.remote), self.shows);
+        let set = async {
+            let _all = remote.sessions[session].taken_up.write().await;
+            remote.call(session, "SetSelection", &options).await
+        };
+        // The signals before the answer say what came of it: it waits behind them where they are many.
+        tokio::pin!(set);
+        let answer = loop {
+            tokio::select! {
+                biased;
+                message = next(&mut self.messages) => match message {
+                    Some(message) => self.handle(&message, Some(orders)),
+                    None => return Err(BackEndError::Ended("the session's bus went away".into())),
+                },
+                answer = &mut set => break answer,
+            }
+        };
+        match answer {
+            Ok(_) => Ok(()),
+            Err(zbus::Error::MethodError(name, why, _)) => {
+                tracing::debug!("Mutter shows nothing new: {name}: {}", why.unwrap_or_default());
+                self.unconfirmed.retain(|serial| *serial != shown.serial);
+                Ok(())
+            }
+            Err(error) => Err(BackEndError::Ended(error.to_string())),
+        }
     }
 
     /// A program pastes what we show.
-    fn asked(&mut self, kind: String, transfer: u32, orders: &Orders) {
+    fn asked(&mut self, session: usize, kind: String, transfer: u32, orders: &Orders) {
         let (remote, events, serial) = (Rc::clone(&self.remote), orders.events.clone(), self.ours);
         let many = self.tasks.len() > TRANSFERS;
+        let waits = Arc::clone(&self.remote.sessions[session].taken_up).try_read_owned().ok();
         self.tasks.spawn_local(async move {
+            let taken_up = remote.call(session, "SelectionWrite", &transfer).await;
+            drop(waits);
             let carried = async {
+                let to: zbus::OwnedFd = taken_up.ok()?.body().deserialize().ok()?;
                 let serial = serial.filter(|_| !many)?;
-                let reply = remote.call("SelectionWrite", &transfer).await.ok()?;
-                let to: zbus::OwnedFd = reply.body().deserialize().ok()?;
                 let (read, into) = pipe().ok()?;
                 let selection = Selection::CLIPBOARD;
                 events.send(Event::Wanted(Wanted { selection, serial, kind, into })).ok()?;
                 relay(read, OwnedFd::from(to)).await.ok()
             };
             let done = carried.await.is_some();
-            let _ = remote.send("SelectionWriteDone", &(transfer, done)).await;
+            let _ = remote.send(session, "SelectionWriteDone", &(transfer, done)).await;
         });
     }
 }
@@ -279,7 +334,7 @@ async fn read_in_turn(remote: Rc<Remote>, mut asked: mpsc::UnboundedReceiver<Rea
     while let Some(Read { kind, reply, .. }) = asked.recv().await {
         let change = remote.change.get();
         let read = async {
-            let answer = remote.call("SelectionRead", &kind.as_str()).await.ok()?;
+            let answer = remote.call(0, "SelectionRead", &kind.as_str()).await.ok()?;
             let from: zbus::OwnedFd = answer.body().deserialize().ok()?;
             // Another program may have copied meanwhile, whose bytes these would be: that was told before the answer.
             yield_now().await;
@@ -294,20 +349,34 @@ async fn read_in_turn(remote: Rc<Remote>, mut asked: mpsc::UnboundedReceiver<Rea
     }
 }
 
+impl Session {
+    async fn create(connection: &Connection) -> Result<Self, BackEndError> {
+        let refused = |error: zbus::Error| BackEndError::Refused(error.to_string());
+        let reply = connection.call_method(Some(DESTINATION), PATH, Some(DESTINATION), "CreateSession", &());
+        let path: OwnedObjectPath =
+            reply.await.and_then(|reply| reply.body().deserialize()).map_err(refused)?;
+        let signals = format!("type='signal',sender='{DESTINATION}',path='{path}'");
+        let watched = watch_signals(connection, &signals).await;
+        watched.map_err(|error| BackEndError::Unreachable(error.to_string()))?;
+        Ok(Self { path, taken_up: Arc::default() })
+    }
+}
+
 impl Remote {
-    async fn call<B>(&self, method: &str, body: &B) -> zbus::Result<Message>
+    async fn call<B>(&self, session: usize, method: &str, body: &B) -> zbus::Result<Message>
     where
         B: serde::Serialize + zbus::wire::DynamicType,
     {
-        self.connection.call_method(Some(DESTINATION), &self.session, Some(SESSION), method, body).await
+        let path = &self.sessions[session].path;
+        self.connection.call_method(Some(DESTINATION), path, Some(SESSION), method, body).await
     }
 
     /// Asks with no answer.
-    async fn send<B>(&self, method: &str, body: &B) -> zbus::Result<()>
+    async fn send<B>(&self, session: usize, method: &str, body: &B) -> zbus::Result<()>
     where
         B: serde::Serialize + zbus::wire::DynamicType,
     {
-        let message = Message::method_call(&self.session, method)
+        let message = Message::method_call(&self.sessions[session].path, method)
             .destination(DESTINATION)
             .interface(SESSION)
             .with_flags(Flags::NO_REPLY_EXPECTED)
