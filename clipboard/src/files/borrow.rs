@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use hospes_fuse::abi::IN_HEADER;
-use hospes_fuse::request::{self, Header};
+use hospes_fuse::request::{self, Header, Operation};
 use hospes_protocol::clipboard::Selection;
 use hospes_protocol::clipboard::files::{Borrower, FilesError, Lent, Roots, Shared};
 use hospes_protocol::error::WireError;
@@ -127,6 +127,8 @@ struct Mount {
 struct Lender {
     news: Notify,
     over: Cell<bool>,
+    /// Nothing of the tree is open any more, nor waited for; or the lender is gone.
+    idle: Notify,
 }
 
 impl Borrowing {
@@ -156,6 +158,11 @@ impl Borrowing {
                 return Err(error);
             }
         };
+        if !self.knows(&copied) {
+            // It took so long that nobody waits for it any more.
+            end(&shown);
+            return Err(BorrowError::Gone);
+        }
         let engine = mount.engine.borrow();
         let Some(roots) = engine.roots(*id) else { return Err(BorrowError::Gone) };
         let mut items = Vec::new();
@@ -258,25 +265,37 @@ impl Borrowing {
     }
 }
 
+impl Tree {
+    /// [`Engine::use_of`] it.
+    fn use_of(&self) -> (u64, bool) {
+        self.mount.engine.borrow().use_of(self.id)
+    }
+}
+
 fn end(shown: &Shown) {
     if let Some(Tree { mount, id, .. }) = shown.tree.get() {
         mount.end(*id);
     }
 }
 
+/// Ends a copy once nobody has read it for a while. As long as a program has something of it open, it waits for that
+/// program and not for a clock.
 async fn linger(borrowing: Rc<Borrowing>, shown: Shown) {
-    let use_of = || shown.tree.get().map_or((0, false), |tree| tree.mount.engine.borrow().use_of(tree.id));
-    let mut last = use_of().0;
+    let mut before = shown.tree.get().map(Tree::use_of);
     loop {
         sleep(LINGER).await;
-        let (now, open) = use_of();
-        if now == last && !open {
-            end(&shown);
-            borrowing.copies.borrow_mut().retain(|other| !Rc::ptr_eq(&other.tree, &shown.tree));
-            return;
+        let Some(tree) = shown.tree.get() else { break };
+        let Some(lender) = tree.mount.lenders.borrow().get(&tree.id).map(Rc::clone) else { break };
+        let now = tree.use_of();
+        if now.1 {
+            lender.idle.notified().await;
+        } else if before == Some(now) {
+            break;
         }
-        last = now;
+        before = Some(now);
     }
+    end(&shown);
+    borrowing.copies.borrow_mut().retain(|other| !Rc::ptr_eq(&other.tree, &shown.tree));
 }
 
 /// What was copied, by its lender's first word.
@@ -325,6 +344,7 @@ async fn attend(mount: Rc<Mount>, tree: TreeId, lender: Rc<Lender>, mut wire: Wi
                 mount.engine.borrow_mut().receive(tree, frame, &mut reply)?;
             }
             mount.wake();
+            mount.tell_idle();
             if out.is_empty() {
                 out = mount.engine.borrow_mut().outgoing(tree);
             }
@@ -340,6 +360,7 @@ async fn attend(mount: Rc<Mount>, tree: TreeId, lender: Rc<Lender>, mut wire: Wi
         tracing::debug!("Files are not lent any more: {error}");
     }
     wire.end();
+    lender.idle.notify_waiters();
     mount.lenders.borrow_mut().remove(&tree);
     let mut reply = |unique, answer: Result<&[u8], _>| mount.device.answer(unique, answer);
     mount.engine.borrow_mut().remove(tree, &mut reply);
@@ -350,8 +371,13 @@ impl Mount {
         let Some((header, body)) = bytes.split_first_chunk::<IN_HEADER>() else { return };
         let header = Header::decode(header);
         let mut reply = |unique, answer: Result<&[u8], _>| self.device.answer(unique, answer);
-        self.engine.borrow_mut().request(&header, request::decode(header.opcode, body), &mut reply);
+        let operation = request::decode(header.opcode, body);
+        let closes = matches!(operation, Ok(Operation::Release { .. } | Operation::ReleaseDir { .. }));
+        self.engine.borrow_mut().request(&header, operation, &mut reply);
         self.wake();
+        if closes {
+            self.tell_idle();
+        }
     }
 
     /// Has what waits to be sent sent.
@@ -361,6 +387,16 @@ impl Mount {
         for tree in engine.ready() {
             if let Some(lender) = lenders.get(&tree) {
                 lender.news.notify_one();
+            }
+        }
+    }
+
+    /// Wakes who waits until nobody has something of a copy open.
+    fn tell_idle(&self) {
+        let engine = self.engine.borrow();
+        for (tree, lender) in &*self.lenders.borrow() {
+            if !engine.use_of(*tree).1 {
+                lender.idle.notify_waiters();
             }
         }
     }
