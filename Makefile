@@ -125,7 +125,7 @@ test-desktop: setup build
 	@$(env) for suite in trixie sid; do \
 	    sh tests/lab/desktops.sh $$suite; export DESKTOPS_SUITE=$$suite; \
 	    say "Copying and pasting on the desktops of Debian $$suite"; \
-	    cargo test --locked -p integration-tests --test clipboard_matrix -- --include-ignored --test-threads 2; \
+	    COPIES=1000 cargo test --locked -p integration-tests --test clipboard_matrix -- --include-ignored --test-threads 2; \
 	done
 
 test-display: lab-display desktops build test-package

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use zbus::connection;
 
-pub use self::programs::{PICTURE, TEXT};
+pub use self::programs::{FILES, PICTURE, TEXT};
 use crate::desktop::{Compositor, Kind};
 use crate::lab::target_dir;
 use crate::{Deadline, Guest, GuestSpec, Host, Vnc};

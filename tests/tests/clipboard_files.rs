@@ -173,8 +173,15 @@ fn place(desktop: &Compositor, name: &str) -> Result<PathBuf> {
 
 #[test]
 fn a_folder_is_pasted_with_all_that_is_in_it() -> Result<()> {
-    let rig = Rig::with_files(Compositor::sway()?, Compositor::sway()?)?;
-    for (from, to, guest) in ways(&rig) {
+    for kind in Kind::ALL {
+        let rig = Rig::with_files(Compositor::start(kind)?, Compositor::sway()?)?;
+        folder(&rig).with_context(|| format!("On {kind:?}"))?;
+    }
+    Ok(())
+}
+
+fn folder(rig: &Rig) -> Result<()> {
+    for (from, to, guest) in ways(rig) {
         let root = odd_folder(&place(from, "theirs")?)?;
         let before = contents(&root)?;
         // What is not copied: what would lead out, and what is no file.

@@ -12,6 +12,8 @@ use crate::{Deadline, Output};
 pub const TEXT: &str = "text/plain;charset=utf-8";
 /// A picture.
 pub const PICTURE: &str = "image/png";
+/// Files, as every file manager copies them.
+pub const FILES: &str = "text/uri-list";
 /// Of one paste.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -105,13 +107,22 @@ impl Screens {
         pasted.with_context(|| self.journal())
     }
 
+    /// What can be pasted in the guest now, as text; nothing where nothing can be.
+    pub fn paste(&self, kind: &str) -> Result<String> {
+        let program = self.pasting()?;
+        Ok(self.user(&format!("timeout 5 {program} -t '{kind}'"))?.stdout)
+    }
+
     /// Whether these bytes can be pasted in the guest.
     pub fn can_paste(&self, kind: &str, bytes: &[u8]) -> Result<bool> {
-        let program =
-            if self.copies_by_x()? { "xclip -out -selection clipboard" } else { "wl-paste --no-newline" };
+        let program = self.pasting()?;
         let wanted = "/tmp/wanted";
         self.guest.put(wanted, 0o644, bytes)?;
         Ok(self.user(&format!("timeout 5 {program} -t '{kind}' | cmp - {wanted}"))?.status == 0)
+    }
+
+    fn pasting(&self) -> Result<&'static str> {
+        Ok(if self.copies_by_x()? { "xclip -out -selection clipboard" } else { "wl-paste --no-newline" })
     }
 
     fn copies_by_x(&self) -> Result<bool> {

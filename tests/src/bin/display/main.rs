@@ -14,11 +14,12 @@ mod resize;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::desktop::{Kind, noise};
-use integration_tests::screens::{PICTURE, Screens, TEXT};
-use integration_tests::{GuestSpec, Lab, spice};
+use integration_tests::screens::{FILES, PICTURE, Screens, TEXT};
+use integration_tests::{Deadline, GuestSpec, Lab, spice};
 
 use self::beside::Beside;
 use self::resize::Row;
@@ -26,6 +27,9 @@ use self::resize::Row;
 /// The desktops, and how many sizes each is asked for: one that takes seconds for each is asked for fewer.
 const DESKTOPS: [(Kind, usize); 5] =
     [(Kind::Labwc, 100), (Kind::Sway, 100), (Kind::X11, 100), (Kind::Mutter, 10), (Kind::KWin, 10)];
+
+/// How long a copy may take to cross.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     match run() {
@@ -91,7 +95,8 @@ fn on(screens: &mut Screens, kind: Kind, sizes: usize) -> Result<Row> {
     let state = screens.state()?;
     println!("{kind:?}: screens are reached by {}. {}", state["back_end"], state["why"]);
     clipboard(screens).context("the clipboard")?;
-    println!("{kind:?}: text and a picture were copied and pasted both ways");
+    files(screens).context("files in the clipboard")?;
+    println!("{kind:?}: text, a picture and a file were copied and pasted both ways");
     let row = resize::follow(screens, sizes)?;
     println!("{kind:?}: {row}");
     resize::asked(screens).context("sizes that the host asked for")?;
@@ -113,4 +118,31 @@ fn clipboard(screens: &Screens) -> Result<()> {
     }
     ensure!(here.types(&[])?.iter().any(|kind| kind == PICTURE), "a picture is not offered as one");
     Ok(())
+}
+
+/// A file that is copied on one side is read on the other, where it is shown.
+fn files(screens: &Screens) -> Result<()> {
+    let bytes = noise(3_000_000);
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("from-the-host.bin");
+    std::fs::write(&file, &bytes)?;
+    let _copied = screens.here.copy(FILES, format!("file://{}\r\n", file.display()).as_bytes(), &[])?;
+    let lies = Deadline::after(PATIENCE).poll("the host's file to be pasted in the guest", || {
+        Ok(named(&screens.paste(FILES)?, "from-the-host.bin"))
+    })?;
+    screens.guest.put("/tmp/wanted", 0o644, &bytes)?;
+    screens.check(&format!("cmp '{lies}' /tmp/wanted && cp '{lies}' /tmp/from-the-guest.bin"))?;
+    screens.copy(FILES, b"file:///tmp/from-the-guest.bin\r\n")?;
+    let lies = Deadline::after(PATIENCE).poll("the guest's file to be pasted here", || {
+        let list = screens.here.paste(FILES, &[])?.unwrap_or_default();
+        Ok(named(str::from_utf8(&list)?, "from-the-guest.bin"))
+    })?;
+    ensure!(std::fs::read(&lies)? == bytes, "{lies} is not what was copied");
+    Ok(())
+}
+
+/// Where the file of this name lies, in a list of files.
+fn named(list: &str, name: &str) -> Option<String> {
+    let paths = list.lines().filter_map(|line| line.trim().strip_prefix("file://"));
+    paths.filter(|path| path.ends_with(name)).map(str::to_owned).next()
 }
