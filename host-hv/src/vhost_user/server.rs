@@ -16,10 +16,10 @@ use thiserror::Error;
 use super::vmm::Vmm;
 use crate::io::Endpoint;
 use crate::virtio::Device;
+use crate::virtio::vsock::lobby::{Lobby, Of};
 use crate::virtio::vsock::sibling::{Member, Switch};
-use crate::virtio::vsock::spec::HOST_CID;
-use crate::virtio::vsock::uds::{Arrival, Dialer, Reception, UdsError, UdsHost, bind};
-use crate::virtio::vsock::{ConnectError, Greeting, Limits, Readiness, Vsock};
+use crate::virtio::vsock::uds::{Dialer, Sockets, UdsError, UdsHost, bind};
+use crate::virtio::vsock::{ConnectError, Greeting, Limits, Vsock};
 
 /// Why the server cannot start or go on.
 #[derive(Debug, Error)]
@@ -51,7 +51,9 @@ pub struct GuestSpec {
 struct Guest {
     spec: GuestSpec,
     device: Rc<RefCell<Vsock>>,
-    reception: Reception,
+    lobby: Lobby,
+    /// Kept until the guest is not served any more.
+    _sockets: Sockets,
     listener: net::UnixListener,
     vmm: Option<Vmm<Vsock>>,
 }
@@ -68,20 +70,32 @@ pub struct Server {
 /// What a token stands for, within a guest.
 #[derive(Clone, Copy)]
 enum Kind {
-    Stream,
-    Reception,
-    Client,
+    Lobby(Of),
     VmmListener,
     Vmm,
     Kick,
     Stop,
 }
 
-const KINDS: [Kind; 7] =
-    [Kind::Stream, Kind::Reception, Kind::Client, Kind::VmmListener, Kind::Vmm, Kind::Kick, Kind::Stop];
+const KINDS: [Kind; 7] = [
+    Kind::Lobby(Of::Stream),
+    Kind::Lobby(Of::Listener),
+    Kind::Lobby(Of::Client),
+    Kind::VmmListener,
+    Kind::Vmm,
+    Kind::Kick,
+    Kind::Stop,
+];
 
 fn token(guest: usize, kind: Kind, id: usize) -> Token {
-    Token(guest << 40 | (kind as usize) << 32 | id)
+    let kind = match kind {
+        Kind::Lobby(of) => of as usize,
+        Kind::VmmListener => 3,
+        Kind::Vmm => 4,
+        Kind::Kick => 5,
+        Kind::Stop => 6,
+    };
+    Token(guest << 40 | kind << 32 | id)
 }
 
 fn parse(token: Token) -> Option<(usize, Kind, usize)> {
@@ -157,7 +171,7 @@ impl Server {
             more = true;
         }
         for woken in self.siblings.take_woken() {
-            if let Some((number, Kind::Stream, id)) = parse(Token(woken))
+            if let Some((number, Kind::Lobby(Of::Stream), id)) = parse(Token(woken))
                 && let Some(guest) = self.guests.get(number)
             {
                 guest.device.borrow_mut().pipe_ready(u32::try_from(id).unwrap_or(u32::MAX));
@@ -171,7 +185,7 @@ impl Server {
         let next = self
             .guests
             .iter_mut()
-            .flat_map(|guest| [guest.device.borrow_mut().deadline(), guest.reception.deadline()])
+            .flat_map(|guest| [guest.device.borrow_mut().deadline(), guest.lobby.deadline()])
             .flatten()
             .min()?;
         // One more millisecond: a wait that ends early would only be repeated.
@@ -179,13 +193,8 @@ impl Server {
     }
 
     fn expire(&mut self) {
-        for (number, guest) in self.guests.iter_mut().enumerate() {
-            let now = Instant::now();
-            if guest.reception.deadline().is_some_and(|at| at <= now) && guest.reception.expire(now) {
-                for listener in 0..guest.reception.listeners() {
-                    guest.accept(number, listener, &self.poll);
-                }
-            }
+        for guest in &mut self.guests {
+            guest.lobby.expire(&mut guest.device.borrow_mut());
         }
     }
 }
@@ -199,59 +208,34 @@ impl Guest {
         siblings: Member,
     ) -> Result<Self, ServerError> {
         let registry = poll.registry().try_clone().map_err(ServerError::Poll)?;
-        let stream_token = Box::new(move |id| token(number, Kind::Stream, id as usize));
+        let stream_token = Box::new(move |id| token(number, Kind::Lobby(Of::Stream), id as usize));
         let host = UdsHost::new(&spec.uds, dialer, registry, stream_token, siblings);
         let device = Vsock::new(spec.cid, spec.limits, Box::new(host))?;
-        let mut reception = Reception::new(&spec.uds, &spec.ports)?;
-        reception
-            .register(poll.registry(), |id| token(number, Kind::Reception, id))
-            .map_err(ServerError::Poll)?;
+        let sockets = Sockets::bind(&spec.uds, &spec.ports)?;
+        let tokens = Box::new(move |of, id| token(number, Kind::Lobby(of), id));
+        let lobby = Lobby::open(&sockets, poll.registry(), tokens).map_err(ServerError::Poll)?;
         let listener = bind(&spec.socket)?;
         watch(poll, listener.as_raw_fd(), token(number, Kind::VmmListener, 0)).map_err(ServerError::Poll)?;
-        Ok(Self { spec, device: Rc::new(RefCell::new(device)), reception, listener, vmm: None })
+        Ok(Self {
+            spec,
+            device: Rc::new(RefCell::new(device)),
+            lobby,
+            _sockets: sockets,
+            listener,
+            vmm: None,
+        })
     }
 
     /// True: the VMM has gone.
     fn handle(&mut self, number: usize, kind: Kind, id: usize, event: &Event, poll: &Poll) -> bool {
         match kind {
-            Kind::Stream => {
-                let id = u32::try_from(id).unwrap_or(u32::MAX);
-                let news = Readiness {
-                    readable: event.is_readable(),
-                    writable: event.is_writable(),
-                    ended: event.is_read_closed(),
-                    hung_up: event.is_write_closed(),
-                };
-                self.device.borrow_mut().stream_ready(id, news);
-            }
+            Kind::Lobby(of) => self.lobby.news(of, id, event, &mut self.device.borrow_mut()),
             Kind::Kick => self.device.borrow_mut().kick(id),
             Kind::Stop => {}
-            Kind::Reception => self.accept(number, id, poll),
-            Kind::Client => {
-                if let Some(arrival) = self.reception.read_line(id, poll.registry()) {
-                    self.connect(arrival);
-                }
-            }
             Kind::VmmListener => self.accept_vmm(number, poll),
             Kind::Vmm => return self.serve_vmm(number, poll),
         }
         false
-    }
-
-    fn accept(&mut self, number: usize, listener: usize, poll: &Poll) {
-        let arrivals = self.reception.accept(listener, poll.registry(), |id| token(number, Kind::Client, id));
-        for arrival in arrivals {
-            self.connect(arrival);
-        }
-    }
-
-    fn connect(&mut self, arrival: Arrival) {
-        let Arrival { stream, port, greeting } = arrival;
-        let endpoint = Endpoint::Unix(stream);
-        let result = self.device.borrow_mut().connect(endpoint, port, (HOST_CID, None), greeting);
-        if let Err(error) = result {
-            tracing::warn!(cid = self.spec.cid, port, %error, "A client is turned away");
-        }
     }
 
     fn accept_vmm(&mut self, number: usize, poll: &Poll) {

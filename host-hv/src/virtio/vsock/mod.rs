@@ -29,13 +29,14 @@
 //!
 //! [`spec`] constants; [`packet`] header; [`credit`] and [`connection`] the pure state machine; [`table`] who is
 //! connected and whose turn it is; [`deadline`] and [`redial`] what waits for the clock; `rx` and `tx` the two rings; [`device`] ties them together;
-//! [`host`] how the device reaches the other side: [`uds`] sockets, [`sibling`] another guest.
+//! [`host`] how the device reaches the other side: [`uds`] sockets, [`sibling`] another guest; [`lobby`] how that side reaches it.
 
 pub mod connection;
 pub mod credit;
 pub mod deadline;
 pub mod device;
 pub mod host;
+pub mod lobby;
 pub mod packet;
 pub mod redial;
 mod rx;

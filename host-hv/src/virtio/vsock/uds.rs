@@ -87,10 +87,40 @@ pub struct Arrival {
     pub greeting: Greeting,
 }
 
-struct Listener {
-    socket: UnixListener,
+/// The sockets that lead to a guest, open. Their paths go when this is dropped.
+#[derive(Debug)]
+pub struct Sockets(Vec<Open>);
+
+#[derive(Debug)]
+struct Open {
+    socket: net::UnixListener,
     path: PathBuf,
     /// The guest's port it leads to; `None` where clients say it themselves.
+    port: Option<u32>,
+}
+
+impl Sockets {
+    /// Listens at `path`, and for each port at a path of its own.
+    pub fn bind(path: &Path, ports: &[(u32, PathBuf)]) -> Result<Self, UdsError> {
+        let mut sockets = Self(Vec::new());
+        let others = ports.iter().map(|(port, path)| (Some(*port), path.as_path()));
+        for (port, path) in std::iter::once((None, path)).chain(others) {
+            sockets.0.push(Open { socket: bind(path)?, path: path.to_owned(), port });
+        }
+        Ok(sockets)
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        for open in &self.0 {
+            drop(fs::remove_file(&open.path));
+        }
+    }
+}
+
+struct Listener {
+    socket: UnixListener,
     port: Option<u32>,
 }
 
@@ -109,16 +139,12 @@ pub struct Reception {
 }
 
 impl Reception {
-    /// Listens at `path`, and for each port at a path of its own.
-    pub fn new(path: &Path, ports: &[(u32, PathBuf)]) -> Result<Self, UdsError> {
-        let main = (None, path);
-        let others = ports.iter().map(|(port, path)| (Some(*port), path.as_path()));
-        let listeners = std::iter::once(main)
-            .chain(others)
-            .map(|(port, path)| {
-                Ok(Listener { socket: UnixListener::from_std(bind(path)?), path: path.to_owned(), port })
-            })
-            .collect::<Result<_, UdsError>>()?;
+    /// Receives whoever comes to these sockets; who waits there already, too.
+    pub fn new(sockets: &Sockets) -> io::Result<Self> {
+        let listener = |open: &Open| {
+            Ok(Listener { socket: UnixListener::from_std(open.socket.try_clone()?), port: open.port })
+        };
+        let listeners = sockets.0.iter().map(listener).collect::<io::Result<_>>()?;
         Ok(Self { listeners, clients: Slab::new(), deadlines: VecDeque::new(), serials: 0, retry: None })
     }
 
@@ -224,14 +250,6 @@ impl Reception {
     /// How many listeners there are.
     pub fn listeners(&self) -> usize {
         self.listeners.len()
-    }
-}
-
-impl Drop for Reception {
-    fn drop(&mut self) {
-        for listener in &self.listeners {
-            drop(fs::remove_file(&listener.path));
-        }
     }
 }
 
