@@ -48,8 +48,8 @@ enum Command {
     Fs(FsArgs),
     /// Run an arm64 Linux guest, with its serial console on this terminal.
     ///
-    /// That takes an arm64 Linux with KVM. So far the guest has its kernel, an initramfs, the console, disks and the host's
-    /// random numbers; network, folders and vsock are not there yet.
+    /// That takes an arm64 Linux with KVM. So far the guest has its kernel, an initramfs, the console, disks, folders, vsock
+    /// and the host's random numbers; there is no network yet, and no sandbox around this program.
     #[cfg(unix)]
     Run(cli::run::RunArgs),
 }
@@ -65,12 +65,12 @@ struct FsArgs {
     #[arg(long, value_name = "TAG", default_value = "hospes")]
     tag: String,
 
-    /// A folder to share from the start; may be given again
+    /// A folder to share from the start, by its own name or another; may be given again
     ///
     /// ":ro" after the path keeps the guest from changing it. ":owner=" says who owns what: "map" (the folder's owner
     /// here is the guest's user 1000; "map:UID:GID" for another), "squash" (all is that user's, and changes of owner
     /// are accepted and forgotten), "raw" (the same numbers on both sides).
-    #[arg(long, value_name = "NAME=PATH[:ro][:owner=…]", value_parser = parse_share)]
+    #[arg(long, value_name = "[NAME=]PATH[:ro][:owner=…]", value_parser = cli::share::parse)]
     share: Vec<host_hv::fuse::ShareSpec>,
 
     /// Where shares are added, listed and removed while the guest runs
@@ -99,28 +99,6 @@ enum Sandboxing {
     Strict,
     /// All that this user may do. For finding faults, and for guests that you trust
     Off,
-}
-
-/// `NAME=PATH[:ro][:owner=…]`: options are taken from the end, so that a path may have a colon in it.
-#[cfg(target_os = "linux")]
-fn parse_share(text: &str) -> Result<host_hv::fuse::ShareSpec, String> {
-    let (name, mut rest) = text.split_once('=').ok_or("expected NAME=PATH[:ro][:owner=…]")?;
-    let (mut read_only, mut owner) = (false, host_hv::fuse::Owner::default());
-    loop {
-        if let Some((path, word)) = rest.rsplit_once(":owner=") {
-            let (word, ro) = word.strip_suffix(":ro").map_or((word, false), |word| (word, true));
-            owner = word.parse().map_err(|error: host_hv::fuse::OwnerError| error.to_string())?;
-            read_only |= ro;
-            rest = path;
-        } else if let Some(path) = rest.strip_suffix(":ro") {
-            read_only = true;
-            rest = path;
-        } else {
-            break;
-        }
-    }
-    let path = std::path::absolute(rest).map_err(|error| format!("{rest}: {error}"))?;
-    Ok(host_hv::fuse::ShareSpec { name: name.to_owned(), path, read_only, owner })
 }
 
 #[derive(Args)]

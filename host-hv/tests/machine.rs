@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
 
 use std::cell::RefCell;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -12,13 +14,18 @@ use std::time::Duration;
 
 use host_hv::hypervisor::Edge;
 use host_hv::machine::bus::MmioDevice;
-use host_hv::machine::slot::Slot;
+use host_hv::machine::slot::{Make, Slot, alone};
+use host_hv::machine::streams::{self, Streams};
 use host_hv::testing::queue::{DriverQueue, Piece};
+use host_hv::virtio::Memory;
 use host_hv::virtio::blk::{self, Blk, Disk};
 use host_hv::virtio::rng::{self, Rng};
-use host_hv::virtio::{Device, Memory};
+use host_hv::virtio::vsock;
 use virtio_drivers::device::blk::VirtIOBlk;
 use virtio_drivers::device::rng::VirtIORng;
+use virtio_drivers::device::socket::{
+    VMADDR_CID_HOST, VirtIOSocket, VsockAddr, VsockConnectionManager, VsockEventType,
+};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{BufferDirection, Error, Hal, PAGE_SIZE, PhysAddr};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -37,12 +44,12 @@ impl Edge for Pulses {
     }
 }
 
-fn slot(kind: u32, device: Box<dyn Device + Send>) -> (Slot, Memory, Receiver<()>) {
+fn slot(kind: u32, make: Make) -> (Slot, Memory, Receiver<()>) {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), GUEST_MEMORY)]).unwrap();
     let memory = Arc::new(memory);
     let (sender, pulses) = mpsc::channel();
     let edge = Box::new(Pulses(Mutex::new(sender)));
-    (Slot::new("device", kind, device, Arc::clone(&memory), edge).unwrap(), memory, pulses)
+    (Slot::new("device", kind, make, Arc::clone(&memory), edge).unwrap(), memory, pulses)
 }
 
 fn image(bytes: &[u8]) -> tempfile::NamedTempFile {
@@ -53,7 +60,7 @@ fn image(bytes: &[u8]) -> tempfile::NamedTempFile {
 
 fn disk(path: &Path, read_only: bool) -> (Slot, Memory, Receiver<()>) {
     let disk = Arc::new(Disk::open(path, read_only).unwrap());
-    slot(blk::DEVICE_ID, Box::new(Blk::new(disk)))
+    slot(blk::DEVICE_ID, alone(|| Ok(Blk::new(disk))))
 }
 
 /// A driver spins until the device has answered: what never does must not hang the tests.
@@ -225,7 +232,7 @@ impl Transport for Mmio {
 #[test]
 fn another_ones_driver_gets_random_bytes() {
     in_time(|| {
-        let (slot, memory, _) = slot(rng::DEVICE_ID, Box::new(Rng::default()));
+        let (slot, memory, _) = slot(rng::DEVICE_ID, alone(|| Ok(Rng::default())));
         Guest::begin(memory);
         let mut driver = VirtIORng::<Guest, _>::new(Mmio(Arc::new(slot))).unwrap();
         let mut seen = std::collections::HashSet::new();
@@ -286,10 +293,114 @@ fn a_disk_that_is_read_only_says_so_and_is() {
     assert_eq!(std::fs::read(file.path()).unwrap(), [7; 512]);
 }
 
+/// A guest of virtio-drivers' making, and the directory of the sockets that lead to it.
+type Talker = VsockConnectionManager<Guest, Mmio>;
+
+fn talker(streams: &Arc<Streams>) -> (Talker, Arc<Slot>) {
+    let (slot, memory, _) = slot(vsock::spec::DEVICE_ID, streams::make(Arc::clone(streams)));
+    let slot = Arc::new(slot);
+    Guest::begin(memory);
+    (VsockConnectionManager::new(VirtIOSocket::new(Mmio(Arc::clone(&slot))).unwrap()), slot)
+}
+
+/// Waits for what a connection was told next; returns the host's port of it.
+fn told(guest: &mut Talker, what: &VsockEventType) -> u32 {
+    loop {
+        if let Some(event) = guest.poll().unwrap() {
+            assert_eq!((&event.event_type, event.source.cid), (what, VMADDR_CID_HOST));
+            return event.source.port;
+        }
+        thread::yield_now();
+    }
+}
+
+/// All that comes on a connection, up to so many bytes.
+fn hear(guest: &mut Talker, host: VsockAddr, port: u32, bytes: usize) -> Vec<u8> {
+    let mut heard = vec![0; bytes];
+    let mut len = 0;
+    while len < bytes {
+        if let Some(event) = guest.poll().unwrap() {
+            assert!(matches!(event.event_type, VsockEventType::Received { .. }), "{event:?}");
+            len += guest.recv(host, port, &mut heard[len..]).unwrap();
+            guest.update_credit(host, port).unwrap();
+        }
+    }
+    heard
+}
+
+#[test]
+fn another_ones_driver_and_the_host_call_each_other_before_and_after_a_reset() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("guest");
+    let server = UnixListener::bind(directory.path().join("guest_70")).unwrap();
+    let bound = Streams::bind(42, &path, &[], vsock::Limits::default()).unwrap();
+    let streams = Arc::new(bound);
+    in_time(move || {
+        for round in 0..2 {
+            // Who calls while there is no machine waits for it.
+            let mut client = UnixStream::connect(&path).unwrap();
+            client.write_all(b"CONNECT 80\nquestion").unwrap();
+            let (mut guest, slot) = talker(&streams);
+            assert_eq!(guest.guest_cid(), 42);
+            guest.listen(80);
+            let port = told(&mut guest, &VsockEventType::ConnectionRequest);
+            let host = VsockAddr { cid: VMADDR_CID_HOST, port };
+            assert_eq!(hear(&mut guest, host, 80, 8), b"question");
+            guest.send(host, 80, b"answer").unwrap();
+            let expected = format!("OK {port}\nanswer");
+            let mut heard = vec![0; expected.len()];
+            client.read_exact(&mut heard).unwrap();
+            assert_eq!(heard, expected.as_bytes());
+
+            let host = VsockAddr { cid: VMADDR_CID_HOST, port: 70 };
+            guest.connect(host, 1000 + round).unwrap();
+            let (mut service, _) = server.accept().unwrap();
+            told(&mut guest, &VsockEventType::Connected);
+            let sent: Vec<u8> = (0..=255).cycle().take(20_000).collect();
+            let bytes = sent.clone();
+            let writer = thread::spawn(move || service.write_all(&bytes).map(|()| service));
+            assert_eq!(hear(&mut guest, host, 1000 + round, sent.len()), sent);
+            let mut service = writer.join().unwrap().unwrap();
+            guest.send(host, 1000 + round, b"thanks").unwrap();
+            let mut heard = [0; 6];
+            service.read_exact(&mut heard).unwrap();
+            assert_eq!(&heard, b"thanks");
+
+            // The guest is gone, and so are its connections.
+            slot.write(0x070, 4, 0);
+            assert_eq!(client.read(&mut [0]).unwrap(), 0);
+            assert_eq!(service.read(&mut [0]).unwrap(), 0);
+        }
+        drop(streams);
+        assert!(!path.exists(), "the socket's path is still there");
+    });
+}
+
+#[test]
+fn a_port_that_nobody_serves_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("guest");
+    let streams = Arc::new(Streams::bind(3, &path, &[], vsock::Limits::default()).unwrap());
+    in_time(move || {
+        let (mut guest, _slot) = talker(&streams);
+        guest.connect(VsockAddr { cid: VMADDR_CID_HOST, port: 70 }, 1000).unwrap();
+        let refused =
+            VsockEventType::Disconnected { reason: virtio_drivers::device::socket::DisconnectReason::Reset };
+        told(&mut guest, &refused);
+        // One that is not the host, and is nobody.
+        guest.connect(VsockAddr { cid: 4, port: 70 }, 1000).unwrap();
+        while guest.poll().unwrap().is_none_or(|event| event.event_type != refused) {
+            thread::yield_now();
+        }
+    });
+}
+
 /// A driver by hand, which sends what virtio-drivers would not.
 struct ByHand {
     mmio: Mmio,
     memory: Memory,
+    /// Which queue it uses.
+    index: u16,
     queue: DriverQueue,
     pulses: Receiver<()>,
 }
@@ -299,21 +410,29 @@ const REQUEST: u64 = 0x10_0000;
 const ANSWER: u64 = 0x20_0000;
 
 impl ByHand {
-    fn new((slot, memory, pulses): (Slot, Memory, Receiver<()>), features: u64) -> Self {
+    fn new((slot, memory, pulses): (Slot, Memory, Receiver<()>), index: u16, features: u64) -> Self {
         let mut mmio = Mmio(Arc::new(slot));
         let queue = DriverQueue::new(Arc::clone(&memory), 0x1000, 16, false);
         mmio.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
         mmio.write_driver_features(features);
         mmio.write(0x070, 11);
-        mmio.queue_set(0, 16, queue.descriptors(), queue.available(), queue.used());
+        mmio.queue_set(index, 16, queue.descriptors(), queue.available(), queue.used());
         mmio.write(0x070, 15);
-        Self { mmio, memory, queue, pulses }
+        Self { mmio, memory, index, queue, pulses }
+    }
+
+    /// Another driver of a device that was reset.
+    fn again(self) -> Self {
+        let Self { mmio, memory, index, pulses, .. } = self;
+        let slot = Arc::into_inner(mmio.0).unwrap();
+        memory.write_slice(&[0; 0x1000], GuestAddress(0x1000)).unwrap();
+        Self::new((slot, memory, pulses), index, VERSION_1)
     }
 
     /// Sends pieces and waits for the interrupt; returns how many bytes the device says that it wrote.
     fn send(&mut self, pieces: &[Piece]) -> u32 {
         let head = self.queue.add(pieces).unwrap();
-        self.mmio.notify(0);
+        self.mmio.notify(self.index);
         self.pulses.recv_timeout(PATIENCE).expect("an interrupt");
         assert!(self.mmio.ack_interrupt() == InterruptStatus::QUEUE_INTERRUPT);
         let (used, written) = self.queue.pop_used().expect("an answer");
@@ -353,7 +472,7 @@ fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
 fn ranges_are_discarded_and_made_zero_all_or_none() {
     let file = image(&[7; 64 * 512]);
     let features = VERSION_1 | FLUSH | DISCARD | WRITE_ZEROES;
-    let mut driver = ByHand::new(disk(file.path(), false), features);
+    let mut driver = ByHand::new(disk(file.path(), false), 0, features);
     assert_eq!(driver.ask(13, 0, &[range(1, 1, 0), range(8, 16, 1), range(30, 0, 0)].concat(), 0), 0);
     assert_eq!(driver.ask(11, 0, &range(48, 8, 0), 0), 0);
     // One that is past the end, and none of the others is touched either.
@@ -371,7 +490,7 @@ fn ranges_are_discarded_and_made_zero_all_or_none() {
 #[test]
 fn a_request_that_is_none_is_answered_and_the_next_one_served() {
     let file = image(&[7; 512]);
-    let mut driver = ByHand::new(disk(file.path(), false), VERSION_1);
+    let mut driver = ByHand::new(disk(file.path(), false), 0, VERSION_1);
     let write = |address, length| Piece { address, length, write: true };
     let read = |address, length| Piece { address, length, write: false };
     // No room for an answer; no whole header; memory that is not there; one byte of room, of which the answer takes all.
@@ -388,16 +507,73 @@ fn a_request_that_is_none_is_answered_and_the_next_one_served() {
 #[test]
 fn a_device_whose_queue_was_broken_works_after_a_reset() {
     let file = image(&[7; 512]);
-    let mut driver = ByHand::new(disk(file.path(), false), VERSION_1);
+    let mut driver = ByHand::new(disk(file.path(), false), 0, VERSION_1);
     assert_eq!(driver.ask(0, 0, &[], 512), 0);
     // More available than the queue has entries.
     driver.memory.write_obj(500_u16, GuestAddress(driver.queue.available() + 2)).unwrap();
     driver.mmio.notify(0);
     driver.mmio.write(0x070, 0);
     assert_eq!(driver.mmio.read(0x070), 0);
-    let ByHand { mmio, memory, pulses, .. } = driver;
-    let slot = Arc::into_inner(mmio.0).unwrap();
-    memory.write_slice(&[0; 0x1000], GuestAddress(0x1000)).unwrap();
-    let mut driver = ByHand::new((slot, memory, pulses), VERSION_1);
+    let mut driver = driver.again();
     assert_eq!(driver.ask(0, 0, &[], 512), 0);
+}
+
+#[cfg(target_os = "linux")]
+mod folders {
+    use host_hv::fuse::abi::op;
+    use host_hv::fuse::{Limits, Owner, Server, ShareSpec};
+    use host_hv::virtio::fs::{self, Fs};
+
+    use super::*;
+
+    const ANSWER_LEN: u32 = 512;
+
+    /// Asks the file server; returns its error number and its answer.
+    fn ask(driver: &mut ByHand, opcode: u32, node: u64, body: &[u8]) -> (i32, Vec<u8>) {
+        let len = u32::try_from(40 + body.len()).unwrap();
+        let mut request = [len.to_le_bytes(), opcode.to_le_bytes()].concat();
+        request.extend(7_u64.to_le_bytes());
+        request.extend(node.to_le_bytes());
+        request.extend([0; 16]);
+        request.extend(body);
+        driver.memory.write_slice(&request, GuestAddress(REQUEST)).unwrap();
+        let written = driver.send(&[
+            Piece { address: REQUEST, length: len, write: false },
+            Piece { address: ANSWER, length: ANSWER_LEN, write: true },
+        ]);
+        let mut answer = vec![0; written as usize];
+        driver.memory.read_slice(&mut answer, GuestAddress(ANSWER)).unwrap();
+        let error = i32::from_le_bytes(answer[4..8].try_into().unwrap());
+        (error, answer.split_off(16))
+    }
+
+    #[test]
+    fn a_folder_is_served_on_a_live_queue_and_after_each_reset() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("word"), "of the host").unwrap();
+        let server = Arc::new(Server::new(Limits { nodes: 100, handles: 10, directories: 10 }));
+        let path = folder.path().to_owned();
+        let spec = ShareSpec { name: "src".into(), path, read_only: false, owner: Owner::default() };
+        server.add_share(spec).unwrap();
+        let served = Arc::clone(&server);
+        let device =
+            slot(fs::DEVICE_ID, alone(move || Fs::new("folders", served, 2).map_err(std::io::Error::other)));
+        assert_eq!(device.0.read(0x100, 8), u64::from_le_bytes(*b"folders\0"));
+        let mut driver = ByHand::new(device, 1, VERSION_1);
+        for _ in 0..3 {
+            let init: Vec<u8> = [7_u32, 41, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+            assert_eq!(ask(&mut driver, op::INIT, 0, &init).0, 0);
+            let (error, entry) = ask(&mut driver, op::LOOKUP, 1, b"src\0");
+            assert_eq!(error, 0);
+            let node = u64::from_le_bytes(entry[..8].try_into().unwrap());
+            let (error, entry) = ask(&mut driver, op::LOOKUP, node, b"word\0");
+            // Its size, behind the entry's own 40 bytes and the inode's number.
+            assert_eq!((error, u64::from_le_bytes(entry[48..56].try_into().unwrap())), (0, 11));
+            assert_eq!(ask(&mut driver, op::LOOKUP, node, b"nothing\0").0, -2);
+            assert!(server.nodes() > 0);
+            driver.mmio.write(0x070, 0);
+            assert_eq!(server.nodes(), 0, "the server remembers a guest that is gone");
+            driver = driver.again();
+        }
+    }
 }

@@ -2,7 +2,8 @@
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result};
@@ -10,10 +11,16 @@ use clap::Args;
 use host_hv::hypervisor;
 use host_hv::machine::kernel::Kernel;
 use host_hv::machine::serial::Serial;
+use host_hv::machine::streams::Streams;
 use host_hv::machine::{Machine, Outcome, Plan, Plug};
 use host_hv::virtio::blk::Disk;
+use host_hv::virtio::vsock;
+use nix::sys::stat::{Mode, umask};
 
 use super::terminal::{self, Keys, Raw};
+
+/// How many requests for folders are served at a time.
+const FOLDER_THREADS: usize = 4;
 
 #[derive(Args)]
 pub(crate) struct RunArgs {
@@ -45,13 +52,65 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE[:ro]", value_parser = parse_disk)]
     disk: Vec<DiskPath>,
 
+    /// A folder of this machine for the guest, by its own name or another; may be given again
+    ///
+    /// The guest mounts them all by one tag ("mount -t virtiofs hospes /mnt/hospes"; hospes-tools does it by itself) and
+    /// sees a directory for each. "host-hv fs --help" has what the options mean.
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "[NAME=]PATH[:ro][:owner=…]", value_parser = super::share::parse)]
+    share: Vec<host_hv::fuse::ShareSpec>,
+
+    /// What the guest mounts its folders by
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "TAG", default_value = "hospes")]
+    tag: String,
+
+    /// Where folders are added, listed and removed while the guest runs, as "hospes share add" does
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+
+    /// Where clients on this machine connect to the guest's vsock ports, as "hospes add NAME unix:PATH" has it
+    ///
+    /// "host-hv vsock --help" has what they say first. A guest that connects to port P of cid 2 reaches whoever listens
+    /// at the same path with "_P" appended. The socket is made for its owner alone.
+    #[arg(long, value_name = "PATH")]
+    uds: Option<PathBuf>,
+
+    /// The guest's cid
+    #[arg(long, value_name = "CID", default_value_t = 3, requires = "uds",
+        value_parser = clap::value_parser!(u64).range(3..=0xffff_fffe))]
+    cid: u64,
+
+    /// A socket that leads straight to one vsock port of the guest, with no CONNECT line; may be given again
+    #[arg(long, value_name = "PORT=PATH", requires = "uds", value_parser = crate::parse_port)]
+    port_uds: Vec<(u32, PathBuf)>,
+
     /// End when the guest wants to begin anew, rather than let it
     #[arg(long)]
     no_reboot: bool,
 }
 
-/// Whose keys the terminal's are: the present machine's. Another one has its place after a reset.
-type Keyboard = Arc<Mutex<Option<(Arc<Serial>, Plug)>>>;
+/// The machine that runs at present: whose keys the terminal's are. Another one has its place after a reset.
+#[derive(Default)]
+struct Present {
+    machine: Mutex<Option<(Arc<Serial>, Plug)>>,
+    /// There is to be no other.
+    over: AtomicBool,
+}
+
+impl Present {
+    fn machine(&self) -> MutexGuard<'_, Option<(Arc<Serial>, Plug)>> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
+        if let Some((_, plug)) = &*self.machine() {
+            plug.pull();
+        }
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct DiskPath {
@@ -60,7 +119,22 @@ struct DiskPath {
 }
 
 pub(crate) fn run(arguments: RunArgs) -> Result<()> {
+    // Sockets are their owner's alone from the moment they exist.
+    umask(Mode::from_bits_truncate(0o177));
+    // Each connection needs a descriptor, and each open file of a folder.
+    #[cfg(target_os = "linux")]
+    crate::raise_open_files();
     let disks = arguments.disk.iter().map(|disk| Disk::open(&disk.path, disk.read_only));
+    let streams = arguments.uds.as_deref().map(|path| {
+        Streams::bind(arguments.cid, path, &arguments.port_uds, vsock::Limits::default()).map(Arc::new)
+    });
+    #[cfg(target_os = "linux")]
+    let (folders, _control) = if arguments.share.is_empty() && arguments.control.is_none() {
+        (None, None)
+    } else {
+        let (server, control) = super::share::serve(arguments.share, arguments.control.as_deref())?;
+        (Some(host_hv::machine::Folders { tag: arguments.tag, server, threads: FOLDER_THREADS }), control)
+    };
     let plan = Plan {
         vcpus: arguments.cpus,
         memory: arguments.memory,
@@ -69,21 +143,30 @@ pub(crate) fn run(arguments: RunArgs) -> Result<()> {
         initramfs: arguments.initrd.as_deref().map(read).transpose()?,
         arguments: arguments.append,
         disks: disks.map(|disk| disk.map(Arc::new)).collect::<Result<_, _>>()?,
+        #[cfg(target_os = "linux")]
+        folders,
+        streams: streams.transpose().context("The guest's vsock cannot be served")?,
     };
+    // What a guest makes in a folder has the mode that its own kernel says.
+    umask(Mode::empty());
     let hypervisor = hypervisor::open()?;
-    let keyboard = Keyboard::default();
+    let present = Arc::new(Present::default());
+    #[cfg(target_os = "linux")]
+    end_on_signals(&present)?;
     let raw = Raw::set().context("The terminal cannot be set up")?;
     if raw.is_some() {
         eprintln!("{}\r", terminal::HELP);
     }
     // It waits in a read until this process ends: nothing else ends a read from a terminal.
-    let typist = Arc::clone(&keyboard);
+    let typist = Arc::clone(&present);
     thread::Builder::new().name("keyboard".into()).spawn(move || pass_on(&typist))?;
     loop {
         let machine = Machine::new(&plan, hypervisor.as_ref())?;
         let serial = machine.serial();
-        *keyboard.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some((Arc::clone(&serial), machine.plug()));
+        *present.machine() = Some((Arc::clone(&serial), machine.plug()));
+        if present.over.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         let outcome = thread::scope(|scope| {
             scope.spawn(move || serial.print(&mut io::stdout()));
             machine.run()
@@ -95,16 +178,29 @@ pub(crate) fn run(arguments: RunArgs) -> Result<()> {
     }
 }
 
+/// Ends the machine when this process is told to end, so that the terminal and the sockets' paths are left in order.
+#[cfg(target_os = "linux")]
+fn end_on_signals(present: &Arc<Present>) -> Result<()> {
+    let (mut stop, present) = (crate::stop_signals()?, Arc::clone(present));
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        if stop.read_exact(&mut [0]).is_ok() {
+            present.end();
+        }
+    })?;
+    Ok(())
+}
+
 /// Passes on what is typed, until there is no more.
-fn pass_on(keyboard: &Keyboard) {
+fn pass_on(present: &Present) {
     let (mut stdin, mut keys, mut buffer) = (io::stdin().lock(), Keys::default(), [0; 256]);
     while let Ok(len @ 1..) = stdin.read(&mut buffer) {
         let (typed, end) = keys.read(&buffer[..len]);
-        let machine = keyboard.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some((serial, plug)) = machine else { continue };
-        serial.type_in(&typed);
+        let machine = present.machine().clone();
+        if let Some((serial, _)) = machine {
+            serial.type_in(&typed);
+        }
         if end {
-            plug.pull();
+            present.end();
         }
     }
 }

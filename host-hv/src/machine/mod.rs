@@ -11,12 +11,15 @@
 //! own. Where the guest's devices lie is in [`layout`].
 
 pub mod bus;
+mod devices;
 pub mod kernel;
 pub mod layout;
 pub mod pl011;
 pub mod placement;
+pub mod plan;
 pub mod serial;
 pub mod slot;
+pub mod streams;
 pub mod tree;
 mod vcpus;
 
@@ -27,20 +30,21 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use self::bus::Bus;
-use self::kernel::Kernel;
+use self::devices::{Planned, devices};
 pub use self::layout::ADDRESS_BITS;
 use self::layout::{
     GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, GIC_SPIS, MEMORY, MEMORY_MAX, SERIAL, SERIAL_LEN, SERIAL_SPI,
     VCPUS_MAX, VIRTIO, VIRTIO_LEN, VIRTIO_MAX, VIRTIO_SPI,
 };
 use self::placement::{Placement, TooSmall};
+#[cfg(target_os = "linux")]
+pub use self::plan::Folders;
+pub use self::plan::Plan;
 use self::serial::Serial;
 use self::slot::Slot;
 use self::vcpus::Start;
 use crate::hypervisor::{Gic, Hypervisor, HypervisorError, Vm};
-use crate::virtio::blk::{self, Blk, Disk};
-use crate::virtio::rng::{self, Rng};
-use crate::virtio::{Device, Memory, mmio};
+use crate::virtio::{Memory, mmio};
 
 /// Why there is no machine, or none any more.
 #[derive(Debug, Error)]
@@ -57,12 +61,20 @@ pub enum MachineError {
         max: u32,
     },
     /// More than there is room for.
-    #[error("A machine here has room for {max} disks, and {asked} were given")]
-    Disks {
-        /// How many were given.
+    #[error("A machine here has room for {max} devices, and {asked} were asked for. Give it fewer disks")]
+    Devices {
+        /// How many were asked for.
         asked: usize,
         /// How many there can be.
-        max: usize,
+        max: u32,
+    },
+    /// A device cannot be made.
+    #[error("The guest's device \"{name}\" could not be set up: {source}")]
+    Device {
+        /// Its name.
+        name: String,
+        /// What it takes and is not there.
+        source: std::io::Error,
     },
     /// As much memory is not to be had.
     #[error("A machine cannot have {mib} MiB of memory: {why}")]
@@ -89,23 +101,6 @@ pub enum MachineError {
         /// What it said.
         source: std::io::Error,
     },
-}
-
-/// What a machine is to be.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// 1 to 32.
-    pub vcpus: u32,
-    /// In bytes.
-    pub memory: u64,
-    /// What starts.
-    pub kernel: Kernel,
-    /// Its first file system.
-    pub initramfs: Option<Vec<u8>>,
-    /// Its command line.
-    pub arguments: String,
-    /// Its disks, in the order in which it finds them. A machine after a reset has the same.
-    pub disks: Vec<Arc<Disk>>,
 }
 
 /// How a machine ended.
@@ -153,15 +148,15 @@ impl Machine {
         if plan.vcpus == 0 || plan.vcpus > max {
             return Err(MachineError::Vcpus { asked: plan.vcpus, max });
         }
-        // One device gives random bytes.
-        let disks_max = VIRTIO_MAX as usize - 1;
-        if plan.disks.len() > disks_max {
-            return Err(MachineError::Disks { asked: plan.disks.len(), max: disks_max });
+        let devices = devices(plan);
+        let virtio = u32::try_from(devices.len()).unwrap_or(u32::MAX);
+        if virtio > VIRTIO_MAX {
+            return Err(MachineError::Devices { asked: devices.len(), max: VIRTIO_MAX });
         }
         let initramfs_len = plan.initramfs.as_ref().map(|bytes| bytes.len() as u64);
         let placement = Placement::find(plan.memory, &plan.kernel, initramfs_len)?;
         let memory = allocate(plan.memory)?;
-        fill(&memory, plan, &placement)?;
+        fill(&memory, plan, &placement, virtio)?;
 
         let vm = hypervisor.create_vm()?;
         vm.map(&memory)?;
@@ -176,9 +171,9 @@ impl Machine {
         // Nothing else is on the bus yet.
         let _ = bus.add(SERIAL..SERIAL + SERIAL_LEN, Arc::clone(&serial) as _);
         let doorbells = hypervisor.capabilities().doorbells;
-        for (index, (name, kind, device)) in (0..).zip(devices(plan)) {
-            let slot = Slot::new(&name, kind, device, Arc::clone(&memory), vm.edge(VIRTIO_SPI + index))
-                .map_err(|source| MachineError::Host { what: "thread for a device", source })?;
+        for (index, Planned { name, kind, make }) in (0..).zip(devices) {
+            let slot = Slot::new(&name, kind, make, Arc::clone(&memory), vm.edge(VIRTIO_SPI + index))
+                .map_err(|source| MachineError::Device { name, source })?;
             let registers = VIRTIO + VIRTIO_LEN * u64::from(index);
             if doorbells {
                 for (queue, bell) in (0..).zip(slot.bells()) {
@@ -222,18 +217,6 @@ impl Machine {
     }
 }
 
-/// A virtio device: its thread's name, its kind's number, itself.
-type Named = (String, u32, Box<dyn Device + Send>);
-
-/// The devices, in the order of their places. The guest finds its disks in the same order.
-fn devices(plan: &Plan) -> Vec<Named> {
-    let rng: Named = ("rng".into(), rng::DEVICE_ID, Box::new(Rng::default()));
-    let disks = plan.disks.iter().enumerate().map(|(index, disk)| -> Named {
-        (format!("disk{index}"), blk::DEVICE_ID, Box::new(Blk::new(Arc::clone(disk))))
-    });
-    std::iter::once(rng).chain(disks).collect()
-}
-
 /// The guest's memory. Pages that the guest never touches are never there.
 fn allocate(bytes: u64) -> Result<Memory, MachineError> {
     let mib = bytes >> 20;
@@ -247,7 +230,7 @@ fn allocate(bytes: u64) -> Result<Memory, MachineError> {
     Ok(Arc::new(memory.map_err(|error| refused(error.to_string()))?))
 }
 
-fn fill(memory: &Memory, plan: &Plan, placement: &Placement) -> Result<(), MachineError> {
+fn fill(memory: &Memory, plan: &Plan, placement: &Placement, virtio: u32) -> Result<(), MachineError> {
     let mut seed = [0; 64];
     getrandom::fill(&mut seed)
         .map_err(|error| MachineError::Host { what: "random bytes", source: std::io::Error::from(error) })?;
@@ -255,8 +238,7 @@ fn fill(memory: &Memory, plan: &Plan, placement: &Placement) -> Result<(), Machi
         vcpus: plan.vcpus,
         memory: plan.memory,
         placement,
-        // Never more than there is room for.
-        virtio: u32::try_from(1 + plan.disks.len()).unwrap_or(VIRTIO_MAX),
+        virtio,
         arguments: &plan.arguments,
         seed,
     };

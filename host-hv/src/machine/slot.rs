@@ -14,10 +14,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use mio::event::Event as News;
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Registry, Token};
 use virtio_queue::Queue;
 
 use super::bus::MmioDevice;
@@ -25,6 +26,44 @@ use crate::hypervisor::Edge;
 use crate::io::Bell;
 use crate::virtio::mmio::{Event, Registers, USED_BUFFERS};
 use crate::virtio::{Device, Interrupt, Memory, Ring};
+
+/// The bells' tokens; those below are the device's.
+const BELLS: usize = 1 << 62;
+
+/// What lives in a slot: a device, and what else wakes it. It never leaves its thread, and need not be able to.
+pub trait Resident {
+    /// The device.
+    fn device(&mut self) -> &mut dyn Device;
+
+    /// Something has news that was registered with the thread's poll, under a token below 2^62.
+    fn news(&mut self, news: &News) {
+        let _ = news;
+    }
+
+    /// When [`expire`](Self::expire) has something to do though nothing happens.
+    fn deadline(&mut self) -> Option<Instant> {
+        None
+    }
+
+    /// Called before the device runs.
+    fn expire(&mut self) {}
+}
+
+/// Makes a resident on its thread, with the poll that will wake it.
+pub type Make = Box<dyn FnOnce(&Registry) -> io::Result<Box<dyn Resident>> + Send>;
+
+/// What makes a device that only its driver wakes.
+pub fn alone<D: Device + 'static>(make: impl FnOnce() -> io::Result<D> + Send + 'static) -> Make {
+    Box::new(|_| Ok(Box::new(Alone(make()?))))
+}
+
+struct Alone<D>(D);
+
+impl<D: Device> Resident for Alone<D> {
+    fn device(&mut self) -> &mut dyn Device {
+        &mut self.0
+    }
+}
 
 /// A device in its place.
 pub struct Slot {
@@ -48,37 +87,30 @@ enum Order {
 }
 
 impl Slot {
-    /// Puts a device there and starts its thread, which is named by `name`; `device_id` is its kind's number (virtio 1.3,
+    /// Starts a thread, which is named by `name`, and puts a device there; `device_id` is its kind's number (virtio 1.3,
     /// section 5).
     ///
     /// # Errors
-    /// There is no thread, or no descriptor.
+    /// There is no thread, no descriptor, or no device.
     pub fn new(
         name: &str,
         device_id: u32,
-        mut device: Box<dyn Device + Send>,
+        make: Make,
         memory: Memory,
         edge: Box<dyn Edge>,
     ) -> io::Result<Self> {
-        device.set_memory(memory);
-        let registers = Registers::new(device_id, device.as_ref());
-        let rings = device.ring_sizes().iter().map(|_| Bell::new()).collect::<io::Result<_>>()?;
-        let bells = Arc::new(Bells { rings, orders: Bell::new()? });
-        let poll = Poll::new()?;
-        for (index, bell) in bells.all().enumerate() {
-            listen(&poll, bell, index)?;
-        }
         let (sender, orders) = mpsc::channel();
-        let worker = Worker {
-            device,
-            edge: edge.into(),
-            causes: registers.interrupts(),
-            watched: vec![false; bells.rings.len()],
-            bells: Arc::clone(&bells),
-            orders,
-            poll,
-        };
-        let thread = thread::Builder::new().name(name.into()).spawn(move || worker.work())?;
+        let (ready, made) = mpsc::channel();
+        let thread = thread::Builder::new().name(name.into()).spawn(move || {
+            match Worker::new(device_id, make, memory, edge, orders) {
+                Ok((worker, registers)) => {
+                    let _ = ready.send(Ok((registers, Arc::clone(&worker.bells))));
+                    worker.work();
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        })?;
+        let (registers, bells) = made.recv().map_err(io::Error::other)??;
         Ok(Self { registers: Mutex::new(registers), orders: Some(sender), bells, thread: Some(thread) })
     }
 
@@ -150,11 +182,15 @@ impl Bells {
 }
 
 fn listen(poll: &Poll, bell: &Bell, index: usize) -> io::Result<()> {
-    poll.registry().register(&mut SourceFd(&bell.as_fd().as_raw_fd()), Token(index), Interest::READABLE)
+    poll.registry().register(
+        &mut SourceFd(&bell.as_fd().as_raw_fd()),
+        Token(BELLS + index),
+        Interest::READABLE,
+    )
 }
 
 struct Worker {
-    device: Box<dyn Device + Send>,
+    resident: Box<dyn Resident>,
     edge: Arc<dyn Edge>,
     causes: Arc<AtomicU32>,
     /// Queues whose bell the device listens to itself.
@@ -165,11 +201,34 @@ struct Worker {
 }
 
 impl Worker {
+    fn new(
+        device_id: u32,
+        make: Make,
+        memory: Memory,
+        edge: Box<dyn Edge>,
+        orders: Receiver<Order>,
+    ) -> io::Result<(Self, Registers)> {
+        let poll = Poll::new()?;
+        let mut resident = make(poll.registry())?;
+        let device = resident.device();
+        device.set_memory(memory);
+        let registers = Registers::new(device_id, device);
+        let rings = device.ring_sizes().iter().map(|_| Bell::new()).collect::<io::Result<Vec<_>>>()?;
+        let watched = vec![false; rings.len()];
+        let bells = Arc::new(Bells { rings, orders: Bell::new()? });
+        for (index, bell) in bells.all().enumerate() {
+            listen(&poll, bell, index)?;
+        }
+        let causes = registers.interrupts();
+        Ok((Self { resident, edge: edge.into(), causes, watched, bells, orders, poll }, registers))
+    }
+
     fn work(mut self) {
-        let mut events = Events::with_capacity(16);
+        let mut events = Events::with_capacity(64);
         let mut more = false;
         loop {
-            match self.poll.poll(&mut events, more.then_some(Duration::ZERO)) {
+            let timeout = if more { Some(Duration::ZERO) } else { self.timeout() };
+            match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                     tracing::error!(%error, "A device cannot wait for its driver, and stops");
                     return;
@@ -177,10 +236,13 @@ impl Worker {
                 _ => {}
             }
             for event in &events {
-                let Token(index) = event.token();
+                let Some(index) = event.token().0.checked_sub(BELLS) else {
+                    self.resident.news(event);
+                    continue;
+                };
                 if let Some(bell) = self.bells.rings.get(index) {
                     bell.heard();
-                    self.device.kick(index);
+                    self.resident.device().kick(index);
                     continue;
                 }
                 self.bells.orders.heard();
@@ -188,8 +250,15 @@ impl Worker {
                     return;
                 }
             }
-            more = self.device.run();
+            self.resident.expire();
+            more = self.resident.device().run();
         }
+    }
+
+    fn timeout(&mut self) -> Option<Duration> {
+        let next = self.resident.deadline()?;
+        // One more millisecond: a wait that ends early would only be repeated.
+        Some(next.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
     }
 
     /// Does what was ordered. False: there will be no more orders.
@@ -198,16 +267,16 @@ impl Worker {
             match self.orders.try_recv() {
                 Ok(Order::Start { features, queues }) => self.start(features, queues),
                 Ok(Order::Stop { index, done }) => {
-                    let _ = self.device.stop_ring(index);
+                    let _ = self.resident.device().stop_ring(index);
                     let _ = done.send(());
                 }
                 Ok(Order::Reset { done }) => {
-                    self.device.reset();
+                    self.resident.device().reset();
                     let _ = done.send(());
                 }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => {
-                    self.device.reset();
+                    self.resident.device().reset();
                     return false;
                 }
             }
@@ -215,11 +284,11 @@ impl Worker {
     }
 
     fn start(&mut self, features: u64, queues: Vec<(usize, Queue)>) {
-        self.device.ack_features(features);
+        self.resident.device().ack_features(features);
         for (index, queue) in queues {
             self.watch(index);
             let interrupt = Raise { causes: Arc::clone(&self.causes), edge: Arc::clone(&self.edge) };
-            self.device.start_ring(index, Ring::new(queue, Box::new(interrupt)));
+            self.resident.device().start_ring(index, Ring::new(queue, Box::new(interrupt)));
         }
     }
 
@@ -228,7 +297,7 @@ impl Worker {
         let (Some(bell), Some(before)) = (self.bells.rings.get(index), self.watched.get_mut(index)) else {
             return;
         };
-        let watched = self.device.watch_kicks(index, Some(bell.as_fd()));
+        let watched = self.resident.device().watch_kicks(index, Some(bell.as_fd()));
         let changed = match (std::mem::replace(before, watched), watched) {
             (false, true) => self.poll.registry().deregister(&mut SourceFd(&bell.as_fd().as_raw_fd())),
             (true, false) => listen(&self.poll, bell, index),

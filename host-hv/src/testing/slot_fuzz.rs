@@ -14,7 +14,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::queue::{DriverQueue, Piece};
 use crate::hypervisor::Edge;
 use crate::machine::bus::MmioDevice;
-use crate::machine::slot::Slot;
+use crate::machine::slot::{Slot, alone};
 use crate::virtio::blk::{self, Blk, Disk};
 use crate::virtio::mmio::{Event, Registers};
 use crate::virtio::rng::{self, Rng};
@@ -106,12 +106,12 @@ pub fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let flags = input.byte().unwrap_or(0);
     let file = (flags & 1 == 0).then(|| image(SECTORS));
-    let (kind, device): (u32, Box<dyn Device + Send>) = match &file {
+    let (kind, make) = match &file {
         Some(file) => {
             let disk = Disk::open(file.path(), flags & 2 != 0).expect("a disk");
-            (blk::DEVICE_ID, Box::new(Blk::new(Arc::new(disk))))
+            (blk::DEVICE_ID, alone(|| Ok(Blk::new(Arc::new(disk)))))
         }
-        None => (rng::DEVICE_ID, Box::new(Rng::default())),
+        None => (rng::DEVICE_ID, alone(|| Ok(Rng::default()))),
     };
     let memory: Memory = Arc::new(
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), usize::try_from(MEMORY).expect("a small memory"))])
@@ -119,7 +119,7 @@ pub fn run(bytes: &[u8]) {
     );
     let (sender, pulses) = mpsc::channel();
     let slot =
-        Slot::new("fuzzed", kind, device, Arc::clone(&memory), Box::new(Pulses(sender))).expect("a slot");
+        Slot::new("fuzzed", kind, make, Arc::clone(&memory), Box::new(Pulses(sender))).expect("a slot");
 
     let mut queue = DriverQueue::new(Arc::clone(&memory), QUEUE, RING, flags & 4 != 0);
     if flags & 8 != 0 {

@@ -14,6 +14,9 @@ mod pool;
 
 pub use device::{Fs, FsError};
 
+/// The kind's number (5.11.1).
+pub const DEVICE_ID: u32 = 26;
+
 /// The queue of requests that wait for nothing (5.11.2).
 pub const HIGH_PRIORITY_QUEUE: usize = 0;
 

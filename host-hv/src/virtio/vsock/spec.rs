@@ -1,5 +1,8 @@
 //! Constants and layouts of virtio 1.3, section 5.10, and nothing else.
 
+/// The kind's number (5.10.1).
+pub const DEVICE_ID: u32 = 19;
+
 /// Receive queue: from the device to the driver (5.10.2).
 pub const RX_QUEUE: usize = 0;
 /// Transmit queue: from the driver to the device (5.10.2).
