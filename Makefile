@@ -68,10 +68,11 @@ floor: setup
 	@$(env) say 'Building what measures the guest from inside'; \
 	cargo build --quiet --locked --profile lab --target $$guest_target -p integration-tests --bin floor
 
-# Our own machine, to be run on the KVM of an emulated one.
+# Our own machine, to be run on the KVM of an emulated one, and what talks to the guest in it.
 machine: setup
-	@$(env) say 'Building host-hv for the guest'; \
-	cargo build --quiet --locked --profile lab --target $$guest_target -p host-hv --bin host-hv
+	@$(env) say 'Building host-hv and hospes for the guest'; \
+	cargo build --quiet --locked --profile lab --target $$guest_target -p host-hv --bins; \
+	cargo build --quiet --locked --profile lab --target $$guest_target -p host-agent --bins
 
 package: setup
 	@sh packaging/build-deb.sh hospes-tools arm64 --out $(target)/packages

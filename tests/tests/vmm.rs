@@ -41,13 +41,16 @@ fn a_distributions_kernel_boots_prints_is_typed_to_and_switches_itself_off() -> 
     Ok(())
 }
 
-/// What the inner guest of the disks' test does: a file system on the first, a look at the second.
-const WITH_DISKS: &str = r#"
+/// What the inner guest of the devices' test does: a file system on the first disk, a look at the second, the host's
+/// folders, and our daemon, for as long as the host has something to say.
+const WITH_DEVICES: &str = r#"
 mount() { /busybox mount "$@"; }
 mount -t devtmpfs dev /dev; exec </dev/console >/dev/console 2>&1
-for directory in /proc /sys /mnt; do /busybox mkdir -p $directory; done
+for directory in /proc /sys /mnt /hospes /etc/hospes /state /run /root; do /busybox mkdir -p $directory; done
 mount -t proc proc /proc; mount -t sysfs sys /sys
-for module in virtio_mmio virtio_blk virtio-rng; do /busybox insmod /$module.ko || echo no $module; done
+for module in virtio_mmio virtio_blk virtio-rng vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport; do
+    /busybox insmod /$module.ko || echo no $module
+done
 echo "random numbers by $(/busybox cat /sys/class/misc/hw_random/rng_current)," \
     "$(/busybox head -c 1000 /dev/hwrng | /busybox wc -c) bytes"
 for disk in vda vdb; do
@@ -65,37 +68,78 @@ for copy in 1 2 3 4 5 6 7 8; do /busybox cmp /busybox /mnt/$copy && echo copy $c
 /busybox rm /mnt/[1-8]; /busybox sync
 /busybox fstrim /mnt && echo trimmed
 echo a word that lasts >/mnt/word; /busybox umount /mnt
+
+mount -t virtiofs hospes /hospes || echo no folders
+/busybox cat /hospes/given/word /hospes/kept/word
+/busybox cp /busybox /hospes/given/copy
+echo x 2>/dev/null >/hospes/kept/x && echo kept was written to
+
+echo root:x:0:0:root:/root:/bin/sh >/etc/passwd; echo root:x:0: >/etc/group
+echo 0123456789abcdef0123456789abcdef >/machine-id
+/hospes-toolsd --etc /etc/hospes --state /state --run /run --machine-id /machine-id \
+    --worker-command /hospes-session >/log 2>&1 &
+until /busybox grep -q Listening /log; do kill -0 $! || break; /busybox sleep 0.2; done
+echo up >/hospes/given/up
+until [ -e /hospes/given/over ]; do kill -0 $! || break; /busybox sleep 0.2; done
+/busybox cat /log
 echo "interrupts: $(/busybox grep virtio /proc/interrupts | /busybox awk '{ print $2 "/" $NF }' | /busybox xargs)"
 /busybox poweroff -f
 "#;
 
+/// What the machine around it does: runs it, and talks to the daemon in it.
+const BESIDE: &str = r#"
+/busybox mkdir /more /given /kept; echo from-the-host >/given/word; echo only-to-be-read >/kept/word
+/busybox mv /*.ko /inner /hospes-toolsd /hospes-session /more; /busybox cp -a /lib /more
+(cd /more && /busybox find . | /busybox cpio -o -H newc 2>/dev/null) >>/initramfs
+/busybox truncate -s 64M /disk
+echo a-sector >/second.raw; /busybox truncate -s 1M /second.raw
+/host-hv run --kernel /vmlinuz --initrd /initramfs --cpus 2 --memory 384M --disk /disk --disk /second.raw:ro \
+    --share /given --share kept=/kept:ro --uds /vsock \
+    --append 'console=ttyAMA0 quiet rdinit=/busybox -- sh /inner' </dev/null >/out 2>&1 &
+until [ -e /given/up ]; do kill -0 $! || break; /busybox sleep 0.2; done
+export HOME=/
+/hospes add inner unix:/vsock --user root
+/hospes exec inner -- /busybox sh -c 'echo "said inside: $(/busybox uname -m), $(/busybox nproc) processors"; exit 7'
+echo exec $?
+/busybox head -c 3000000 /host-hv | /hospes exec inner -- /busybox md5sum
+/busybox head -c 3000000 /host-hv | /busybox md5sum
+echo over >/given/over
+wait $!
+echo status $?
+/busybox cat /out
+/busybox cmp /busybox /given/copy && echo the copy is the same
+[ -e /vsock ] && echo the socket is still there
+echo "$(/busybox grep -c 'a word that lasts' /disk) word, $(/busybox du -m /disk | /busybox cut -f1) MiB"
+/host-hv run --kernel /vmlinuz --disk /nowhere; echo status $?
+"#;
+
+/// Modules of the lab's kernel that the inner guest brings.
+const MODULES: [&str; 5] = [
+    "drivers/virtio/virtio_mmio",
+    "drivers/char/hw_random/virtio-rng",
+    "net/vmw_vsock/vsock",
+    "net/vmw_vsock/vmw_vsock_virtio_transport_common",
+    "net/vmw_vsock/vmw_vsock_virtio_transport",
+];
+
 #[test]
-fn a_guest_uses_its_disks_and_the_hosts_random_numbers() -> Result<()> {
+fn a_guest_uses_its_disks_its_folders_and_its_vsock() -> Result<()> {
     let files = tempfile::tempdir()?;
-    let mut brought = vec![Lab::guest_program("host-hv")?];
-    for module in ["drivers/virtio/virtio_mmio", "drivers/char/hw_random/virtio-rng"] {
+    let programs = ["host-hv", "hospes", "hospes-toolsd", "hospes-session"];
+    let mut brought = programs.iter().map(|name| Lab::guest_program(name)).collect::<Result<Vec<_>>>()?;
+    for module in MODULES {
         let name = module.rsplit('/').next().unwrap_or(module);
         let path = files.path().join(format!("{name}.ko"));
         fs::write(&path, kernel_module(module)?)?;
         brought.push(path);
     }
     let inner = files.path().join("inner");
-    fs::write(&inner, WITH_DISKS)?;
+    fs::write(&inner, WITH_DEVICES)?;
     brought.push(inner);
 
     // Archives stand one behind the other again: the lab's, and what the inner guest needs besides. Quiet, so that the
     // kernel's words do not stand within the guest's.
-    let script = r#"/busybox mkdir /more
-         /busybox mv /virtio_mmio.ko /virtio-rng.ko /inner /more
-         (cd /more && /busybox find . | /busybox cpio -o -H newc 2>/dev/null) >>/initramfs
-         /busybox truncate -s 64M /disk
-         echo a-sector >/second.raw; /busybox truncate -s 1M /second.raw
-         /host-hv run --kernel /vmlinuz --initrd /initramfs --cpus 2 --memory 256M --disk /disk --disk /second.raw:ro \
-             --append 'console=ttyAMA0 quiet rdinit=/busybox -- sh /inner' </dev/null 2>&1
-         echo status $?
-         echo "$(/busybox grep -c 'a word that lasts' /disk) word, $(/busybox du -m /disk | /busybox cut -f1) MiB"
-         /host-hv run --kernel /vmlinuz --disk /nowhere; echo status $?"#;
-    let told = run_on_kvm("vmm-disks", &brought, script, PATIENCE)?;
+    let told = run_on_kvm("vmm-devices", &brought, BESIDE, PATIENCE)?;
     for words in [
         "random numbers by virtio_rng.0, 1000 bytes",
         "vda: 131072 0 disk write back 1073741824",
@@ -104,8 +148,13 @@ fn a_guest_uses_its_disks_and_the_hosts_random_numbers() -> Result<()> {
         "copy 1 is the same",
         "copy 8 is the same",
         "trimmed",
+        "from-the-host",
+        "only-to-be-read",
+        "said inside: aarch64, 2 processors",
+        "exec 7",
         "reboot: Power down",
         "status 0",
+        "the copy is the same",
         "1 word, ",
         "An empty one of 20 GiB is made by: truncate",
         "status 1",
@@ -116,7 +165,21 @@ fn a_guest_uses_its_disks_and_the_hosts_random_numbers() -> Result<()> {
     let (_, room) = told.split_once("1 word, ").context("the disk's size")?;
     let room: u32 = room.split(' ').next().unwrap_or_default().parse()?;
     ensure!(room < 10, "the disk takes {room} MiB");
-    for words in ["no virtio", "no file system", "vdb was written to", "I/O error", "EXT4-fs error"] {
+    // What went through the guest's vsock, and the same bytes beside it.
+    let sums: Vec<&str> = told.lines().filter_map(|line| line.split_once("  -")).map(|sum| sum.0).collect();
+    ensure!(matches!(sums[..], [a, b] if a == b && a.len() == 32), "sums {sums:?} in:\n{told}");
+    for words in [
+        "no virtio",
+        "no vsock",
+        "no vmw",
+        "no file system",
+        "no folders",
+        "vdb was written to",
+        "kept was written to",
+        "the socket is still there",
+        "I/O error",
+        "EXT4-fs error",
+    ] {
         ensure!(!told.contains(words), "\"{words}\" in:\n{told}");
     }
     Ok(())
