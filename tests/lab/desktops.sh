@@ -20,14 +20,14 @@ packages="
     libgl1-mesa-dri libegl1 libgles2 gsettings-desktop-schemas fonts-dejavu-core xkb-data
     xwayland xvfb xserver-xorg-core xserver-xorg-video-dummy openbox
     dbus-daemon libpam-systemd-
-    wl-clipboard xclip wtype xdotool zenity kdialog copyq
+    wl-clipboard xclip wtype xdotool zenity kdialog qt6-wayland copyq libglib2.0-bin
     wlr-randr x11-xserver-utils libkscreen-bin
     spice-vdagent
 "
 # mutter…             compositors, and what lets them draw without a graphics card
 # xwayland…           X in a compositor, without a screen, and with one that takes any mode; a window manager
 # dbus-daemon         the session's bus; nobody logs in here
-# wl-clipboard…       copy, paste and type: for Wayland and X, a program of GTK's, two of Qt's
+# wl-clipboard…       copy, paste and type: for Wayland and X, a program of GTK's, two of Qt's, gio for files
 # wlr-randr…          list and set modes
 # spice-vdagent       what the clipboard is measured beside
 

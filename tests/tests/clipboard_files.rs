@@ -223,6 +223,14 @@ fn file_managers_are_given_what_they_ask_for() -> Result<()> {
         let list = to.paste(GNOME, &[])?.context("no list for GNOME")?;
         ensure!(list.starts_with(b"copy\nfile:///") && !list.ends_with(b"\n"), "{list:?}");
         assert_eq!(paths(&list)?, lie);
+        // As Nautilus and Thunar do it.
+        if std::ptr::eq(to, &rig.there) {
+            let target = place(to, "ours")?;
+            let uri = str::from_utf8(&list)?.lines().nth(1).context("the list names no file")?;
+            let output = to.command("gio").args(["copy", uri]).arg(&target).output()?;
+            ensure!(output.status.success(), "gio: {}", String::from_utf8_lossy(&output.stderr));
+            assert_eq!(fs::read(target.join("a b.txt"))?, b"hello");
+        }
         // A browser's links are no files, and stay what they are.
         let links = b"https://example.org/a?b#c\r\n";
         let _links = from.copy(LIST, links, &[])?;
