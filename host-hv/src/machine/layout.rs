@@ -21,6 +21,11 @@ pub const SERIAL_LEN: u64 = 0x1000;
 /// Its shared interrupt.
 pub const SERIAL_SPI: u32 = 1;
 
+/// The clock (PL031).
+pub const CLOCK: u64 = 0x0901_0000;
+/// Its length.
+pub const CLOCK_LEN: u64 = 0x1000;
+
 /// The first virtio device's registers; the others' follow.
 pub const VIRTIO: u64 = 0x0a00_0000;
 /// A virtio device's registers' length.
@@ -39,5 +44,6 @@ pub const VCPUS_MAX: u32 = 32;
 
 const _: () =
     assert!(GIC_REDISTRIBUTORS + GIC_REDISTRIBUTOR_LEN * VCPUS_MAX as u64 <= SERIAL, "one over the other");
-const _: () = assert!(SERIAL + SERIAL_LEN <= VIRTIO && VIRTIO + VIRTIO_LEN * VIRTIO_MAX as u64 <= MEMORY);
+const _: () = assert!(SERIAL + SERIAL_LEN <= CLOCK && CLOCK + CLOCK_LEN <= VIRTIO);
+const _: () = assert!(VIRTIO + VIRTIO_LEN * VIRTIO_MAX as u64 <= MEMORY);
 const _: () = assert!(SERIAL_SPI < VIRTIO_SPI && VIRTIO_SPI + VIRTIO_MAX <= GIC_SPIS);

@@ -11,6 +11,7 @@
 //! own. Where the guest's devices lie is in [`layout`].
 
 pub mod bus;
+pub mod clock;
 mod devices;
 pub mod kernel;
 pub mod layout;
@@ -30,11 +31,12 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use self::bus::Bus;
+use self::clock::Clock;
 use self::devices::{Planned, devices};
 pub use self::layout::ADDRESS_BITS;
 use self::layout::{
-    GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, GIC_SPIS, MEMORY, MEMORY_MAX, SERIAL, SERIAL_LEN, SERIAL_SPI,
-    VCPUS_MAX, VIRTIO, VIRTIO_LEN, VIRTIO_MAX, VIRTIO_SPI,
+    CLOCK, CLOCK_LEN, GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, GIC_SPIS, MEMORY, MEMORY_MAX, SERIAL, SERIAL_LEN,
+    SERIAL_SPI, VCPUS_MAX, VIRTIO, VIRTIO_LEN, VIRTIO_MAX, VIRTIO_SPI,
 };
 use self::placement::{Placement, TooSmall};
 #[cfg(target_os = "linux")]
@@ -168,8 +170,9 @@ impl Machine {
         })?;
         let serial = Arc::new(Serial::new(vm.line(SERIAL_SPI)));
         let mut bus = Bus::default();
-        // Nothing else is on the bus yet.
+        // Everything has its own place.
         let _ = bus.add(SERIAL..SERIAL + SERIAL_LEN, Arc::clone(&serial) as _);
+        let _ = bus.add(CLOCK..CLOCK + CLOCK_LEN, Arc::new(Clock::default()));
         let doorbells = hypervisor.capabilities().doorbells;
         for (index, Planned { name, kind, make }) in (0..).zip(devices) {
             let slot = Slot::new(&name, kind, make, Arc::clone(&memory), vm.edge(VIRTIO_SPI + index))
@@ -180,7 +183,6 @@ impl Machine {
                     vm.doorbell(registers + mmio::QUEUE_NOTIFY, queue, bell)?;
                 }
             }
-            // Each has its own place.
             let _ = bus.add(registers..registers + VIRTIO_LEN, Arc::new(slot));
         }
         Ok(Self {

@@ -5,14 +5,14 @@
 use vm_fdt::{Error, FdtWriter, FdtWriterResult};
 
 use super::layout::{
-    GIC_DISTRIBUTOR, GIC_DISTRIBUTOR_LEN, GIC_REDISTRIBUTOR_LEN, GIC_REDISTRIBUTORS, MEMORY, SERIAL,
-    SERIAL_LEN, SERIAL_SPI, VIRTIO, VIRTIO_LEN, VIRTIO_SPI,
+    CLOCK, CLOCK_LEN, GIC_DISTRIBUTOR, GIC_DISTRIBUTOR_LEN, GIC_REDISTRIBUTOR_LEN, GIC_REDISTRIBUTORS,
+    MEMORY, SERIAL, SERIAL_LEN, SERIAL_SPI, VIRTIO, VIRTIO_LEN, VIRTIO_SPI,
 };
 use super::placement::Placement;
 use crate::hypervisor::affinity;
 
 const GIC: u32 = 1;
-const CLOCK: u32 = 2;
+const PERIPHERAL_CLOCK: u32 = 2;
 
 // Cells of an interrupt (arm,gic-v3.yaml).
 const SHARED: u32 = 0;
@@ -61,6 +61,7 @@ pub fn write(told: &Told<'_>) -> FdtWriterResult<Vec<u8>> {
     cpus(&mut tree, told.vcpus)?;
     interrupts_and_time(&mut tree, told.vcpus)?;
     serial(&mut tree)?;
+    clock(&mut tree)?;
     (0..told.virtio).try_for_each(|index| virtio(&mut tree, index))?;
     tree.end_node(root)?;
     tree.finish()
@@ -125,7 +126,7 @@ fn interrupts_and_time(tree: &mut FdtWriter, vcpus: u32) -> Result<(), Error> {
     tree.property_u32("#clock-cells", 0)?;
     tree.property_u32("clock-frequency", 24_000_000)?;
     tree.property_string("clock-output-names", "clk24mhz")?;
-    tree.property_phandle(CLOCK)?;
+    tree.property_phandle(PERIPHERAL_CLOCK)?;
     tree.end_node(clock)
 }
 
@@ -134,9 +135,19 @@ fn serial(tree: &mut FdtWriter) -> Result<(), Error> {
     tree.property_string_list("compatible", vec!["arm,pl011".into(), "arm,primecell".into()])?;
     tree.property_array_u64("reg", &[SERIAL, SERIAL_LEN])?;
     tree.property_array_u32("interrupts", &[SHARED, SERIAL_SPI, LEVEL_HIGH])?;
-    tree.property_array_u32("clocks", &[CLOCK, CLOCK])?;
+    tree.property_array_u32("clocks", &[PERIPHERAL_CLOCK, PERIPHERAL_CLOCK])?;
     tree.property_string_list("clock-names", vec!["uartclk".into(), "apb_pclk".into()])?;
     tree.end_node(serial)
+}
+
+/// Without an interrupt it has no alarm, and the kernel says so.
+fn clock(tree: &mut FdtWriter) -> Result<(), Error> {
+    let clock = tree.begin_node(&format!("rtc@{CLOCK:x}"))?;
+    tree.property_string_list("compatible", vec!["arm,pl031".into(), "arm,primecell".into()])?;
+    tree.property_array_u64("reg", &[CLOCK, CLOCK_LEN])?;
+    tree.property_u32("clocks", PERIPHERAL_CLOCK)?;
+    tree.property_string("clock-names", "apb_pclk")?;
+    tree.end_node(clock)
 }
 
 fn virtio(tree: &mut FdtWriter, index: u32) -> Result<(), Error> {
