@@ -70,9 +70,10 @@ floor: setup
 
 # Our own machine, to be run on the KVM of an emulated one, and what talks to the guest in it.
 machine: setup
-	@$(env) say 'Building host-hv and hospes for the guest'; \
+	@$(env) say 'Building host-hv, hospes and a network cable for the guest'; \
 	cargo build --quiet --locked --profile lab --target $$guest_target -p host-hv --bins; \
-	cargo build --quiet --locked --profile lab --target $$guest_target -p host-agent --bins
+	cargo build --quiet --locked --profile lab --target $$guest_target -p host-agent --bins; \
+	cargo build --quiet --locked --profile lab --target $$guest_target -p integration-tests --bin cable
 
 package: setup
 	@sh packaging/build-deb.sh hospes-tools arm64 --out $(target)/packages

@@ -48,8 +48,8 @@ enum Command {
     Fs(FsArgs),
     /// Run an arm64 Linux guest, with its serial console on this terminal.
     ///
-    /// That takes an arm64 Linux with KVM. So far the guest has its kernel, an initramfs, the console, disks, folders, vsock
-    /// and the host's random numbers; there is no network yet, and no sandbox around this program.
+    /// That takes an arm64 Linux with KVM. So far the guest has its kernel, an initramfs, the console, disks, networks, folders,
+    /// vsock, the host's time and its random numbers; there is no sandbox around this program yet.
     #[cfg(unix)]
     Run(cli::run::RunArgs),
 }

@@ -42,15 +42,17 @@ fn a_distributions_kernel_boots_prints_is_typed_to_and_switches_itself_off() -> 
 }
 
 /// What the inner guest of the devices' test does: a file system on the first disk, a look at the second, the host's
-/// folders, and our daemon, for as long as the host has something to say.
+/// folders, a network, and our daemon, for as long as the host has something to say.
 const WITH_DEVICES: &str = r#"
 mount() { /busybox mount "$@"; }
 mount -t devtmpfs dev /dev; exec </dev/console >/dev/console 2>&1
 for directory in /proc /sys /mnt /hospes /etc/hospes /state /run /root; do /busybox mkdir -p $directory; done
 mount -t proc proc /proc; mount -t sysfs sys /sys
-for module in virtio_mmio virtio_blk virtio-rng vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport; do
+for module in virtio_mmio virtio_blk virtio-rng failover net_failover virtio_net \
+    vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport; do
     /busybox insmod /$module.ko || echo no $module
 done
+echo "time-inside $(/busybox date +%s)"
 echo "random numbers by $(/busybox cat /sys/class/misc/hw_random/rng_current)," \
     "$(/busybox head -c 1000 /dev/hwrng | /busybox wc -c) bytes"
 for disk in vda vdb; do
@@ -74,6 +76,13 @@ mount -t virtiofs hospes /hospes || echo no folders
 /busybox cp /busybox /hospes/given/copy
 echo x 2>/dev/null >/hospes/kept/x && echo kept was written to
 
+/busybox ip address add 10.9.0.2/24 dev eth0; /busybox ip link set eth0 up
+echo "eth0: $(/busybox cat /sys/class/net/eth0/address) $(/busybox cat /sys/class/net/eth0/mtu)"
+/busybox ping -c 3 10.9.0.1 | /busybox grep received
+/busybox wget -q -O - http://10.9.0.1/host-hv | /busybox md5sum
+/busybox head -c 3000000 /dev/urandom >/random
+/busybox md5sum </random; /busybox nc 10.9.0.1 7 </random
+
 echo root:x:0:0:root:/root:/bin/sh >/etc/passwd; echo root:x:0: >/etc/group
 echo 0123456789abcdef0123456789abcdef >/machine-id
 /hospes-toolsd --etc /etc/hospes --state /state --run /run --machine-id /machine-id \
@@ -89,12 +98,19 @@ echo "interrupts: $(/busybox grep virtio /proc/interrupts | /busybox awk '{ prin
 /// What the machine around it does: runs it, and talks to the daemon in it.
 const BESIDE: &str = r#"
 /busybox mkdir /more /given /kept; echo from-the-host >/given/word; echo only-to-be-read >/kept/word
+/busybox insmod /tun.ko; /busybox mkdir -p /dev/net
+[ -e /dev/net/tun ] || /busybox mknod /dev/net/tun c 10 200
+/cable /network tap0 >/cabled & until /busybox grep -q tap0 /cabled; do kill -0 $! || break; /busybox sleep 0.1; done
+/busybox ip address add 10.9.0.1/24 dev tap0; /busybox ip link set tap0 mtu 9000 up; /busybox ip link set lo up
+/busybox httpd -p 10.9.0.1:80 -h /
+/busybox nc -l -p 7 -e /busybox md5sum &
+/busybox rm /tun.ko; echo "time-before $(/busybox date +%s)"
 /busybox mv /*.ko /inner /hospes-toolsd /hospes-session /more; /busybox cp -a /lib /more
 (cd /more && /busybox find . | /busybox cpio -o -H newc 2>/dev/null) >>/initramfs
 /busybox truncate -s 64M /disk
 echo a-sector >/second.raw; /busybox truncate -s 1M /second.raw
 /host-hv run --kernel /vmlinuz --initrd /initramfs --cpus 2 --memory 384M --disk /disk --disk /second.raw:ro \
-    --share /given --share kept=/kept:ro --uds /vsock \
+    --net /network,mac=02:00:00:00:00:07,mtu=9000 --share /given --share kept=/kept:ro --uds /vsock \
     --append 'console=ttyAMA0 quiet rdinit=/busybox -- sh /inner' </dev/null >/out 2>&1 &
 until [ -e /given/up ]; do kill -0 $! || break; /busybox sleep 0.2; done
 export HOME=/
@@ -103,6 +119,7 @@ export HOME=/
 echo exec $?
 /busybox head -c 3000000 /host-hv | /hospes exec inner -- /busybox md5sum
 /busybox head -c 3000000 /host-hv | /busybox md5sum
+/busybox md5sum </host-hv; echo "time-after $(/busybox date +%s)"
 echo over >/given/over
 wait $!
 echo status $?
@@ -114,7 +131,10 @@ echo "$(/busybox grep -c 'a word that lasts' /disk) word, $(/busybox du -m /disk
 "#;
 
 /// Modules of the lab's kernel that the inner guest brings.
-const MODULES: [&str; 5] = [
+const MODULES: [&str; 8] = [
+    "net/core/failover",
+    "drivers/net/net_failover",
+    "drivers/net/virtio_net",
     "drivers/virtio/virtio_mmio",
     "drivers/char/hw_random/virtio-rng",
     "net/vmw_vsock/vsock",
@@ -123,11 +143,11 @@ const MODULES: [&str; 5] = [
 ];
 
 #[test]
-fn a_guest_uses_its_disks_its_folders_and_its_vsock() -> Result<()> {
+fn a_guest_uses_all_its_devices() -> Result<()> {
     let files = tempfile::tempdir()?;
-    let programs = ["host-hv", "hospes", "hospes-toolsd", "hospes-session"];
+    let programs = ["host-hv", "hospes", "hospes-toolsd", "hospes-session", "cable"];
     let mut brought = programs.iter().map(|name| Lab::guest_program(name)).collect::<Result<Vec<_>>>()?;
-    for module in MODULES {
+    for module in MODULES.into_iter().chain(["drivers/net/tun"]) {
         let name = module.rsplit('/').next().unwrap_or(module);
         let path = files.path().join(format!("{name}.ko"));
         fs::write(&path, kernel_module(module)?)?;
@@ -148,6 +168,8 @@ fn a_guest_uses_its_disks_its_folders_and_its_vsock() -> Result<()> {
         "copy 1 is the same",
         "copy 8 is the same",
         "trimmed",
+        "eth0: 02:00:00:00:00:07 9000",
+        "3 packets received",
         "from-the-host",
         "only-to-be-read",
         "said inside: aarch64, 2 processors",
@@ -165,11 +187,20 @@ fn a_guest_uses_its_disks_its_folders_and_its_vsock() -> Result<()> {
     let (_, room) = told.split_once("1 word, ").context("the disk's size")?;
     let room: u32 = room.split(' ').next().unwrap_or_default().parse()?;
     ensure!(room < 10, "the disk takes {room} MiB");
-    // What went through the guest's vsock, and the same bytes beside it.
+    // What went through the guest's vsock, and through its network both ways, and the same bytes beside it.
     let sums: Vec<&str> = told.lines().filter_map(|line| line.split_once("  -")).map(|sum| sum.0).collect();
-    ensure!(matches!(sums[..], [a, b] if a == b && a.len() == 32), "sums {sums:?} in:\n{told}");
+    let same = sums.len() == 6 && sums.chunks(2).all(|pair| pair[0] == pair[1] && pair[0].len() == 32);
+    ensure!(same, "sums {sums:?} in:\n{told}");
+    let time = |word| -> Result<u64> {
+        let (_, rest) = told.split_once(word).with_context(|| format!("no \"{word}\" in:\n{told}"))?;
+        Ok(rest.split_whitespace().next().unwrap_or_default().parse()?)
+    };
+    let (before, inside, after) = (time("time-before ")?, time("time-inside ")?, time("time-after ")?);
+    ensure!((before..=after).contains(&inside), "the guest's clock shows {inside}, not {before} to {after}");
     for words in [
         "no virtio",
+        "no failover",
+        "no net_failover",
         "no vsock",
         "no vmw",
         "no file system",

@@ -10,10 +10,12 @@ use anyhow::{Context, Result};
 use clap::Args;
 use host_hv::hypervisor;
 use host_hv::machine::kernel::Kernel;
+use host_hv::machine::network::Network;
 use host_hv::machine::serial::Serial;
 use host_hv::machine::streams::Streams;
 use host_hv::machine::{Machine, Outcome, Plan, Plug};
 use host_hv::virtio::blk::Disk;
+use host_hv::virtio::net::Address;
 use host_hv::virtio::vsock;
 use nix::sys::stat::{Mode, umask};
 
@@ -51,6 +53,13 @@ pub(crate) struct RunArgs {
     /// machine's disk; what it discards is free here too.
     #[arg(long, value_name = "FILE[:ro]", value_parser = parse_disk)]
     disk: Vec<DiskPath>,
+
+    /// A network: the socket at which passt ("passt --socket PATH") or gvproxy (its --listen-qemu) waits
+    ///
+    /// May be given again. Without "mac=" the guest has an address that is made of the path. "mtu=" is the most bytes of a
+    /// packet, 1500 where nothing is said; passt takes 65520, which is quickest.
+    #[arg(long, value_name = "PATH[,mac=ADDRESS][,mtu=BYTES]", value_parser = parse_network)]
+    net: Vec<Network>,
 
     /// A folder of this machine for the guest, by its own name or another; may be given again
     ///
@@ -143,6 +152,7 @@ pub(crate) fn run(arguments: RunArgs) -> Result<()> {
         initramfs: arguments.initrd.as_deref().map(read).transpose()?,
         arguments: arguments.append,
         disks: disks.map(|disk| disk.map(Arc::new)).collect::<Result<_, _>>()?,
+        networks: arguments.net,
         #[cfg(target_os = "linux")]
         folders,
         streams: streams.transpose().context("The guest's vsock cannot be served")?,
@@ -218,6 +228,28 @@ fn parse_disk(text: &str) -> Result<DiskPath, String> {
     Ok(DiskPath { path: path.into(), read_only })
 }
 
+/// `PATH[,mac=ADDRESS][,mtu=BYTES]`: options are taken from the end, so that a path may have a comma in it.
+fn parse_network(text: &str) -> Result<Network, String> {
+    let (mut path, mut address, mut mtu) = (text, None, 1500);
+    while let Some((before, option)) = path.rsplit_once(',') {
+        match option.split_once('=') {
+            Some(("mac", value)) => address = Some(value.parse::<Address>()?),
+            Some(("mtu", value)) => {
+                let wrong = || format!("{value} is no MTU: it is 1280 to 65535");
+                mtu = value.parse().ok().filter(|mtu| *mtu >= 1280).ok_or_else(wrong)?;
+            }
+            _ => break,
+        }
+        path = before;
+    }
+    if path.is_empty() {
+        return Err("expected PATH[,mac=ADDRESS][,mtu=BYTES]".to_owned());
+    }
+    let socket = std::path::absolute(path).map_err(|error| format!("{path}: {error}"))?;
+    let address = address.unwrap_or_else(|| Address::of(socket.as_os_str().as_encoded_bytes()));
+    Ok(Network { socket, address, mtu })
+}
+
 /// `512M`, `2G`, or plain bytes.
 fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, unit) = match text.strip_suffix(['M', 'm']) {
@@ -230,7 +262,19 @@ fn parse_size(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{DiskPath, parse_disk, parse_size};
+    use super::{Address, DiskPath, parse_disk, parse_network, parse_size};
+
+    #[test]
+    fn networks_have_options_behind_a_path_of_any_kind() {
+        let net = parse_network("/run/a,b.sock,mtu=65520,mac=02:00:00:00:00:07").unwrap();
+        assert_eq!((net.socket.to_str(), net.mtu), (Some("/run/a,b.sock"), 65520));
+        assert_eq!(net.address, Address([2, 0, 0, 0, 0, 7]));
+        let net = parse_network("/run/a").unwrap();
+        assert_eq!((net.address, net.mtu), (Address::of(b"/run/a"), 1500));
+        for wrong in ["", ",mtu=1500", "/run/a,mtu=100", "/run/a,mtu=70000", "/run/a,mac=1"] {
+            assert!(parse_network(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_disk_is_written_unless_it_says_otherwise() {

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::plan::Plan;
 use super::slot::{Make, alone};
-use super::streams;
+use super::{network, streams};
 use crate::virtio::blk::{self, Blk};
+use crate::virtio::net;
 use crate::virtio::rng::{self, Rng};
 use crate::virtio::vsock::spec;
 
@@ -31,6 +32,10 @@ pub(super) fn devices(plan: &Plan) -> Vec<Planned> {
     for (index, disk) in plan.disks.iter().enumerate() {
         let disk = Arc::clone(disk);
         devices.push(Planned::new(format!("disk{index}"), blk::DEVICE_ID, alone(|| Ok(Blk::new(disk)))));
+    }
+    for (index, network) in plan.networks.iter().enumerate() {
+        let make = network::make(network.clone());
+        devices.push(Planned::new(format!("net{index}"), net::DEVICE_ID, make));
     }
     #[cfg(target_os = "linux")]
     if let Some(super::plan::Folders { tag, server, threads }) = plan.folders.clone() {

@@ -15,6 +15,7 @@ pub mod clock;
 mod devices;
 pub mod kernel;
 pub mod layout;
+pub mod network;
 pub mod pl011;
 pub mod placement;
 pub mod plan;

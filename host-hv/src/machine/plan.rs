@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::kernel::Kernel;
+use super::network::Network;
 use super::streams::Streams;
 use crate::virtio::blk::Disk;
 
@@ -21,6 +22,8 @@ pub struct Plan {
     pub arguments: String,
     /// Its disks, in the order in which it finds them.
     pub disks: Vec<Arc<Disk>>,
+    /// Its networks, in the order in which it finds them.
+    pub networks: Vec<Network>,
     /// Folders of the host's.
     #[cfg(target_os = "linux")]
     pub folders: Option<Folders>,

@@ -15,7 +15,8 @@ use crate::virtio::vsock::sibling::Switch;
 use crate::virtio::vsock::uds::{Sockets, UdsError, UdsHost, dial};
 use crate::virtio::vsock::{Limits, Vsock};
 
-/// Where a guest's streams begin and end on the host. The sockets outlive a reset: who connects meanwhile waits.
+/// Where a guest's streams begin and end on the host. The sockets outlive a reset: who
+/// connects meanwhile is answered by the machine that follows.
 pub struct Streams {
     cid: u64,
     path: PathBuf,

@@ -4,7 +4,8 @@
 //! hang, what is handed on was agreed on, and whatever was done, a driver that then begins anew is served.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
@@ -14,9 +15,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::queue::{DriverQueue, Piece};
 use crate::hypervisor::Edge;
 use crate::machine::bus::MmioDevice;
-use crate::machine::slot::{Slot, alone};
+use crate::machine::network;
+use crate::machine::slot::{Make, Slot, alone};
 use crate::virtio::blk::{self, Blk, Disk};
 use crate::virtio::mmio::{Event, Registers};
+use crate::virtio::net::{self, Address, Link};
 use crate::virtio::rng::{self, Rng};
 use crate::virtio::{Device, Memory};
 
@@ -101,18 +104,61 @@ impl Edge for Pulses {
     }
 }
 
-/// One program for a disk or a source of random bytes, on their own thread.
+/// What the program is a guest of.
+enum Fuzzed {
+    Disk(tempfile::NamedTempFile),
+    Random,
+    /// The network at its other end, where frames are sent from, and where they come to.
+    Receiver(UnixStream),
+    Sender(UnixStream),
+}
+
+impl Fuzzed {
+    /// By the program's first byte.
+    fn new(flags: u8) -> (Self, u32, Make) {
+        match flags & 3 {
+            0 => {
+                let file = image(SECTORS);
+                let disk = Disk::open(file.path(), flags & 0x10 != 0).expect("a disk");
+                (Self::Disk(file), blk::DEVICE_ID, alone(|| Ok(Blk::new(Arc::new(disk)))))
+            }
+            1 => (Self::Random, rng::DEVICE_ID, alone(|| Ok(Rng::default()))),
+            way => {
+                let (near, far) = UnixStream::pair().expect("a pair");
+                far.set_nonblocking(true).expect("a socket");
+                let make = network::make_over(near, Address::of(b"fuzzed"), 1500);
+                let ends: fn(UnixStream) -> Self = if way == 2 { Self::Receiver } else { Self::Sender };
+                (ends(far), net::DEVICE_ID, make)
+            }
+        }
+    }
+
+    /// The queue that the program writes to.
+    fn queue(&self) -> u32 {
+        u32::from(matches!(self, Self::Sender(_)))
+    }
+
+    /// What the other side does now and then. It never sends what is no frame: that would end the link.
+    fn act(&self) {
+        match self {
+            Self::Receiver(far) => {
+                let mut far: &UnixStream = far;
+                let frame = [&Link::prefix(60)[..], &[7; 60]].concat();
+                if let Ok(sent) = far.write(&frame) {
+                    assert_eq!(sent, frame.len(), "half a frame: the kernel takes so few bytes or none");
+                }
+            }
+            Self::Sender(far) => drop((&*far).read(&mut [0; 4096])),
+            Self::Disk(_) | Self::Random => {}
+        }
+    }
+}
+
+/// One program for a device on its own thread.
 pub fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let flags = input.byte().unwrap_or(0);
-    let file = (flags & 1 == 0).then(|| image(SECTORS));
-    let (kind, make) = match &file {
-        Some(file) => {
-            let disk = Disk::open(file.path(), flags & 2 != 0).expect("a disk");
-            (blk::DEVICE_ID, alone(|| Ok(Blk::new(Arc::new(disk)))))
-        }
-        None => (rng::DEVICE_ID, alone(|| Ok(Rng::default()))),
-    };
+    let (fuzzed, kind, make) = Fuzzed::new(flags);
     let memory: Memory = Arc::new(
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), usize::try_from(MEMORY).expect("a small memory"))])
             .expect("memory"),
@@ -123,23 +169,29 @@ pub fn run(bytes: &[u8]) {
 
     let mut queue = DriverQueue::new(Arc::clone(&memory), QUEUE, RING, flags & 4 != 0);
     if flags & 8 != 0 {
-        set_up(&slot, &queue, if flags & 4 != 0 { 1 << 29 } else { 0 });
+        set_up(&slot, &queue, fuzzed.queue(), if flags & 4 != 0 { 1 << 29 } else { 0 });
     }
     for _ in 0..MAX_STEPS {
-        if step(&mut input, &slot, &mut queue, &memory).is_none() {
+        if step(&mut input, &slot, &mut queue, &fuzzed, &memory).is_none() {
             break;
         }
     }
 
-    revive(&slot, &memory, &pulses, file.is_some());
+    revive(&slot, &memory, &pulses, &fuzzed);
     drop(slot);
-    if let Some(file) = file {
+    if let Fuzzed::Disk(file) = fuzzed {
         let bytes = file.as_file().metadata().expect("its size").len();
         assert_eq!(bytes, SECTORS * 512, "the disk has another size");
     }
 }
 
-fn step(input: &mut Input<'_>, slot: &Slot, queue: &mut DriverQueue, memory: &Memory) -> Option<()> {
+fn step(
+    input: &mut Input<'_>,
+    slot: &Slot,
+    queue: &mut DriverQueue,
+    fuzzed: &Fuzzed,
+    memory: &Memory,
+) -> Option<()> {
     match input.byte()? % 8 {
         0..=2 => {
             let (offset, size, value) = input.write()?;
@@ -147,7 +199,10 @@ fn step(input: &mut Input<'_>, slot: &Slot, queue: &mut DriverQueue, memory: &Me
             slot.read(offset, size);
         }
         // A doorbell rings whatever the device's state is.
-        3 => slot.bells().iter().for_each(crate::io::Bell::ring),
+        3 => {
+            fuzzed.act();
+            slot.bells().iter().for_each(crate::io::Bell::ring);
+        }
         // Memory, the queue mostly.
         4 => {
             let span = if input.byte()? < 200 { 0x400 } else { MEMORY - QUEUE - 4 };
@@ -168,7 +223,7 @@ fn step(input: &mut Input<'_>, slot: &Slot, queue: &mut DriverQueue, memory: &Me
             queue.write_descriptor(QUEUE, index, address, length, flags_bits, u16::from(next) % (RING + 1));
             if flags & 0x80 != 0 {
                 queue.offer(index);
-                slot.write(0x050, 4, 0);
+                slot.write(0x050, 4, fuzzed.queue().into());
             }
         }
         // A request that a disk can do something with.
@@ -185,33 +240,43 @@ fn step(input: &mut Input<'_>, slot: &Slot, queue: &mut DriverQueue, memory: &Me
             queue.write_descriptor(QUEUE, 1, BUFFERS + 4096, data, 1 | if kind == 1 { 0 } else { 2 }, 2);
             queue.write_descriptor(QUEUE, 2, BUFFERS + 8192, 1, 2, 0);
             queue.offer(0);
-            slot.write(0x050, 4, 0);
+            slot.write(0x050, 4, fuzzed.queue().into());
         }
     }
     Some(())
 }
 
 /// Begins anew as a driver does, and has the device do something.
-fn revive(slot: &Slot, memory: &Memory, pulses: &Receiver<()>, disk: bool) {
+fn revive(slot: &Slot, memory: &Memory, pulses: &Receiver<()>, fuzzed: &Fuzzed) {
     slot.write(0x070, 4, 0);
     assert_eq!(slot.read(0x070, 4), 0, "a reset leaves a status");
     // From here on the device has let go of the memory.
     memory.write_slice(&[0; 0x1000], GuestAddress(QUEUE)).expect("in memory");
     while pulses.try_recv().is_ok() {}
+    if let Fuzzed::Sender(far) = fuzzed {
+        // What the device keeps then is less than the socket takes.
+        while matches!((&*far).read(&mut [0; 4096]), Ok(1..)) {}
+    }
+    fuzzed.act();
     let mut queue = DriverQueue::new(Arc::clone(memory), QUEUE, RING, false);
-    set_up(slot, &queue, 0);
+    set_up(slot, &queue, fuzzed.queue(), 0);
     memory.write_slice(&[0; 17], GuestAddress(BUFFERS)).expect("in memory");
-    let data = Piece { address: BUFFERS + 4096, length: 513, write: true };
     let header = Piece { address: BUFFERS, length: 16, write: false };
-    let pieces = [header, data];
-    queue.add(if disk { &pieces } else { &pieces[1..] }).expect("room");
-    slot.write(0x050, 4, 0);
+    let (data, frame) = (Piece { address: BUFFERS + 4096, length: 513, write: true }, 12 + 60);
+    let (pieces, written) = match fuzzed {
+        Fuzzed::Disk(_) => (vec![header, data], 513),
+        Fuzzed::Random => (vec![data], 513),
+        Fuzzed::Receiver(_) => (vec![data], frame),
+        Fuzzed::Sender(_) => (vec![Piece { length: frame, ..header }], 0),
+    };
+    queue.add(&pieces).expect("room");
+    slot.write(0x050, 4, fuzzed.queue().into());
     pulses.recv_timeout(PATIENCE).expect("the device never answered");
-    assert_eq!(queue.pop_used(), Some((0, 513)), "the device did not do what was asked");
+    assert_eq!(queue.pop_used(), Some((0, written)), "the device did not do what was asked");
     assert_eq!(queue.pop_used(), None, "the device answered what nobody asked");
 }
 
-fn set_up(slot: &Slot, queue: &DriverQueue, features: u32) {
+fn set_up(slot: &Slot, queue: &DriverQueue, index: u32, features: u32) {
     for (offset, value) in [
         (0x070, 1),
         (0x070, 3),
@@ -220,7 +285,7 @@ fn set_up(slot: &Slot, queue: &DriverQueue, features: u32) {
         (0x024, 0),
         (0x020, u64::from(features)),
         (0x070, 11),
-        (0x030, 0),
+        (0x030, u64::from(index)),
         (0x038, u64::from(RING)),
         (0x080, queue.descriptors()),
         (0x090, queue.available()),

@@ -8,6 +8,7 @@ mod device;
 #[cfg(target_os = "linux")]
 pub mod fs;
 pub mod mmio;
+pub mod net;
 mod ring;
 pub mod rng;
 pub mod vsock;
