@@ -21,8 +21,9 @@ const HELLO: Duration = Duration::from_secs(5);
 const TRIES: u32 = 4;
 const BETWEEN: Duration = Duration::from_millis(250);
 /// Where there is an X server whose display nobody has named yet, or a compositor that offers nothing, it is tried a few
-/// times more, each time after twice as long: a session names its display when it has come so far.
-const MORE_TRIES: u32 = 5;
+/// times more, each time after twice as long: a session names its display when it has come so far, which on a slow machine
+/// is a minute after its server.
+const MORE_TRIES: u32 = 8;
 /// Where X servers have their sockets.
 const X_SOCKETS: &str = "/tmp/.X11-unix";
 /// A desktop that goes away at once is not tried again at once.

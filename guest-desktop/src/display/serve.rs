@@ -22,8 +22,9 @@ use super::source::{self, Uevents};
 /// A socket is there a moment before somebody listens on it: it is tried so often, with so much time between.
 const TRIES: u32 = 4;
 const BETWEEN: Duration = Duration::from_millis(250);
-/// Where there is a socket, but nothing that sets screens yet, it is tried so often again, each time after twice as long.
-const MORE_TRIES: u32 = 6;
+/// Where there is a socket, but nothing that sets screens yet, it is tried so often again, each time after twice as long:
+/// for some two minutes.
+const MORE_TRIES: u32 = 8;
 /// A desktop that goes away at once is not tried again at once.
 const SHORT: Duration = Duration::from_secs(2);
 /// Requests of hosts that wait for what they asked for.
