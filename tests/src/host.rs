@@ -115,10 +115,15 @@ impl Host {
         self.agent.as_ref().map(Process::pid)
     }
 
-    /// Makes a guest known by `name`, its commands run as `dev`.
+    /// Makes a guest known by `name`, its commands run as `dev`, and with it what serves its folders.
     pub fn add(&self, name: &str, guest: &Guest) -> Result<()> {
         let endpoint = format!("unix:{}", guest.vsock_path().display());
-        self.run(&["add", name, &endpoint, "--user", "dev"])?.text().map(drop)
+        let mut words = vec!["add", name, &endpoint, "--user", "dev"];
+        let control = guest.control_path().display().to_string();
+        if guest.folders_pid().is_some() {
+            words.extend(["--hv", &control]);
+        }
+        self.run(&words)?.text().map(drop)
     }
 
     /// Makes what serves a guest's port at a socket known by `name`, its commands run as this user.

@@ -63,9 +63,7 @@ fn with_folders(name: &str) -> Result<(Guest, Host)> {
     let guest = Guest::boot(with_tools(name)?.folders([]))?;
     tools_started(&guest)?;
     let host = Host::sharing_identity()?;
-    let endpoint = format!("unix:{}", guest.vsock_path().display());
-    let control = guest.control_path().display().to_string();
-    host.run(&["add", "vm", &endpoint, "--user", "dev", "--hv", &control])?.text()?;
+    host.add("vm", &guest)?;
     // The first connection starts the user's session, which takes its time on a busy machine.
     host.run(&["exec", "vm", "--connect-timeout", "240s", "--", "true"])?.text()?;
     Ok((guest, host))

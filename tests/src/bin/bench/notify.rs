@@ -50,9 +50,7 @@ pub(crate) fn measure() -> Result<Vec<Row>> {
     let guest = Guest::boot(with_tools("bench-notify")?.folders([]))?;
     tools_started(&guest)?;
     let mut host = Host::sharing_identity()?;
-    let endpoint = format!("unix:{}", guest.vsock_path().display());
-    let control = guest.control_path().display().to_string();
-    host.run(&["add", "vm", &endpoint, "--user", "dev", "--hv", &control])?.text()?;
+    host.add("vm", &guest)?;
     host.run(&["exec", "vm", "--connect-timeout", "240s", "--", "true"])?.text()?;
     let folder = host.home().join("src");
     let (few, deep) = (folder.join("few"), folder.join(format!("tree/d{}", DIRECTORIES - 1)));

@@ -12,7 +12,7 @@ mod beside;
 mod kernel;
 mod resize;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -58,7 +58,10 @@ fn run() -> Result<bool> {
     };
     let count = std::env::var("DISPLAY_SIZES").ok().map(|number| number.parse()).transpose()?;
     let spec = GuestSpec::new("display").installed(Lab::package()?).installed(Lab::desktop_package()?);
-    let mut screens = Screens::boot(spec.qemu(spice::WORDS))?;
+    let mut screens = Screens::boot(spec.folders([]).qemu(spice::WORDS))?;
+    let shared = shared(&screens);
+    std::fs::create_dir(&shared)?;
+    screens.host.run(&["share", "add", "vm", &shared.display().to_string()])?.text()?;
     let (mut rows, mut failed) = (Vec::new(), false);
     for (kind, sizes) in DESKTOPS.into_iter().filter(|(kind, _)| wanted(*kind) && does("resize")) {
         match on(&mut screens, kind, count.unwrap_or(sizes)) {
@@ -96,7 +99,7 @@ fn on(screens: &mut Screens, kind: Kind, sizes: usize) -> Result<Row> {
     println!("{kind:?}: screens are reached by {}. {}", state["back_end"], state["why"]);
     clipboard(screens).context("the clipboard")?;
     files(screens).context("files in the clipboard")?;
-    println!("{kind:?}: text, a picture and a file were copied and pasted both ways");
+    println!("{kind:?}: text, a picture and files were copied and pasted both ways");
     let row = resize::follow(screens, sizes)?;
     println!("{kind:?}: {row}");
     resize::asked(screens).context("sizes that the host asked for")?;
@@ -138,7 +141,25 @@ fn files(screens: &Screens) -> Result<()> {
         Ok(named(str::from_utf8(&list)?, "from-the-guest.bin"))
     })?;
     ensure!(std::fs::read(&lies)? == bytes, "{lies} is not what was copied");
+    // What lies in a shared folder is there already, under the other's name for it.
+    let (here, there) = (shared(screens).join("shared.txt"), "/mnt/hospes/shared/shared.txt");
+    std::fs::write(&here, "shared\n")?;
+    let _copied = screens.here.copy(FILES, format!("file://{}\r\n", here.display()).as_bytes(), &[])?;
+    Deadline::after(PATIENCE).poll("the guest's own name for a shared file", || {
+        Ok(named(&screens.paste(FILES)?, "shared.txt").filter(|path| path == there))
+    })?;
+    ensure!(screens.check(&format!("cat {there}"))? == "shared\n", "{there} is another file");
+    screens.copy(FILES, format!("file://{there}\r\n").as_bytes())?;
+    Deadline::after(PATIENCE).poll("the host's own name for a shared file", || {
+        let list = screens.here.paste(FILES, &[])?.unwrap_or_default();
+        Ok(named(str::from_utf8(&list)?, "shared.txt").filter(|path| Path::new(path) == here))
+    })?;
     Ok(())
+}
+
+/// A folder of the host's that the guest has too.
+fn shared(screens: &Screens) -> PathBuf {
+    screens.host.home().join("shared")
 }
 
 /// Where the file of this name lies, in a list of files.
