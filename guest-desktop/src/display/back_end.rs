@@ -1,5 +1,6 @@
 //! Ways to a desktop's screens. All have one face: what the screens are, how they are to be, and when that changed.
 
+mod heads;
 pub(crate) mod kwin;
 pub(crate) mod mutter;
 pub(crate) mod sway;

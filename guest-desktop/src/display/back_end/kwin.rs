@@ -5,20 +5,23 @@ use std::path::Path;
 use std::time::Duration;
 
 use hospes_protocol::display::{Position, Scale, Size};
-use wayland_client::protocol::{wl_callback, wl_registry};
-use wayland_client::{Connection, Dispatch, Proxy, QueueHandle, event_created_child};
+use wayland_client::protocol::wl_callback::WlCallback;
+use wayland_client::protocol::wl_registry;
+use wayland_client::{
+    Connection, Dispatch, Proxy, QueueHandle, delegate_dispatch, delegate_noop, event_created_child,
+};
 
 use self::protocol::{
-    kde_mode_list_v2::{self, KdeModeListV2},
+    kde_mode_list_v2::KdeModeListV2,
     kde_output_configuration_v2::{self, KdeOutputConfigurationV2},
     kde_output_device_mode_v2::{self, KdeOutputDeviceModeV2},
     kde_output_device_registry_v2::{self, KdeOutputDeviceRegistryV2},
     kde_output_device_v2::{self, KdeOutputDeviceV2},
-    kde_output_management_v2::{self, KdeOutputManagementV2},
+    kde_output_management_v2::KdeOutputManagementV2,
 };
 use super::BackEndError;
+use super::heads::{self, HEADS, Head, Heads};
 use super::wayland::{self, Wayland};
-use super::wlr::scale;
 use crate::display::layout::{Goal, Manners, Mode, Output, Way};
 
 /// What the description of the protocol becomes.
@@ -45,8 +48,8 @@ const NEWEST: u32 = 21;
 const CUSTOM: u32 = 18;
 /// How far a size of one's own may be rounded: its width to a multiple of eight (VESA CVT).
 const NEAR: u32 = 8;
-const MODES: usize = 512;
-const SCREENS: usize = 64;
+
+type Screen = Head<KdeOutputDeviceV2, KdeOutputDeviceModeV2>;
 
 /// A running KWin.
 #[derive(Debug)]
@@ -61,25 +64,13 @@ struct State {
     registry: Option<u32>,
     /// Screens that are globals: their numbers and versions.
     globals: Vec<(u32, u32)>,
-    screens: Vec<Screen>,
+    /// The screens that they became.
+    bound: Vec<(u32, KdeOutputDeviceV2)>,
+    screens: Heads<KdeOutputDeviceV2, KdeOutputDeviceModeV2>,
     changed: bool,
     outcome: Option<Result<(), String>>,
     why: String,
     synced: bool,
-}
-
-#[derive(Debug)]
-struct Screen {
-    proxy: KdeOutputDeviceV2,
-    /// Its global, where it is one.
-    global: Option<u32>,
-    name: String,
-    enabled: bool,
-    current: Option<KdeOutputDeviceModeV2>,
-    position: Position,
-    turned: bool,
-    scale: f64,
-    modes: Vec<(KdeOutputDeviceModeV2, Mode)>,
 }
 
 impl wayland::State for State {
@@ -120,7 +111,13 @@ impl KWin {
     pub(crate) fn outputs(&self) -> Vec<Output> {
         // One that has not told its name has not told the rest.
         let named = self.wayland.state.screens.iter().filter(|screen| !screen.name.is_empty());
-        named.map(Screen::output).collect()
+        // One that is off keeps telling a scale, which is nobody's.
+        named
+            .map(|screen| {
+                let output = screen.output();
+                Output { scale: if screen.enabled { output.scale } else { Scale::ONE }, ..output }
+            })
+            .collect()
     }
 
     pub(crate) async fn changed(&mut self) -> Result<(), BackEndError> {
@@ -154,13 +151,13 @@ impl KWin {
         }
         let configuration = self.management.create_configuration(&self.wayland.handle(), ());
         for (screen, _, size) in self.resized(goals) {
-            let mode = screen.nearest(size, if way == Way::Custom { NEAR } else { 0 }).ok_or_else(|| {
+            let mode = nearest(screen, size, if way == Way::Custom { NEAR } else { 0 }).ok_or_else(|| {
                 BackEndError::Refused(format!("it made no mode of {size} for {}", screen.name))
             })?;
             configuration.mode(&screen.proxy, mode);
         }
         for goal in goals.iter().filter(|goal| goal.size.is_some()) {
-            if let Some(screen) = self.wayland.state.screens.iter().find(|screen| screen.name == goal.name) {
+            if let Some(screen) = self.wayland.state.screens.named(&goal.name) {
                 configuration.position(&screen.proxy, goal.position.x, goal.position.y);
                 configuration.scale(&screen.proxy, f64::from(goal.scale.0) / 1000.0);
             }
@@ -174,7 +171,7 @@ impl KWin {
         goals: &'a [Goal],
     ) -> impl Iterator<Item = (&'a Screen, &'a Goal, Size)> + use<'a> {
         goals.iter().filter_map(|goal| {
-            let screen = self.wayland.state.screens.iter().find(|screen| screen.name == goal.name)?;
+            let screen = self.wayland.state.screens.named(&goal.name)?;
             let size = goal.size.filter(|size| screen.size() != Some(*size))?;
             Some((screen, goal, size))
         })
@@ -195,49 +192,11 @@ impl KWin {
     }
 }
 
-impl Screen {
-    fn new(proxy: KdeOutputDeviceV2, global: Option<u32>) -> Self {
-        Self {
-            proxy,
-            global,
-            name: String::new(),
-            enabled: false,
-            current: None,
-            position: Position::default(),
-            turned: false,
-            scale: 1.0,
-            modes: Vec::new(),
-        }
-    }
-
-    fn mode(&self) -> Option<&Mode> {
-        let current = self.current.as_ref()?;
-        self.modes.iter().find(|(proxy, _)| proxy == current).map(|(_, mode)| mode)
-    }
-
-    fn size(&self) -> Option<Size> {
-        self.mode().filter(|_| self.enabled).map(|mode| mode.size)
-    }
-
-    /// The listed mode that is this size, or the nearest within so many pixels.
-    fn nearest(&self, size: Size, within: u32) -> Option<&KdeOutputDeviceModeV2> {
-        let off =
-            |mode: &Mode| mode.size.width.abs_diff(size.width).max(mode.size.height.abs_diff(size.height));
-        let near = self.modes.iter().filter(|(_, mode)| off(mode) <= within);
-        near.min_by_key(|(_, mode)| (off(mode), !mode.preferred)).map(|(proxy, _)| proxy)
-    }
-
-    fn output(&self) -> Output {
-        Output {
-            name: self.name.clone(),
-            size: self.size(),
-            refresh: self.mode().map_or(0, |mode| mode.refresh),
-            scale: if self.enabled { scale(self.scale) } else { Scale::ONE },
-            position: self.position,
-            turned: self.turned,
-            modes: self.modes.iter().map(|(_, mode)| mode.clone()).collect(),
-        }
-    }
+/// The listed mode that is this size, or the nearest within so many pixels.
+fn nearest(screen: &Screen, size: Size, within: u32) -> Option<&KdeOutputDeviceModeV2> {
+    let off = |mode: &Mode| mode.size.width.abs_diff(size.width).max(mode.size.height.abs_diff(size.height));
+    let near = screen.modes.iter().filter(|(_, mode)| off(mode) <= within);
+    near.min_by_key(|(_, mode)| (off(mode), !mode.preferred)).map(|(proxy, _)| proxy)
 }
 
 impl State {
@@ -248,9 +207,10 @@ impl State {
         version: u32,
         handle: &QueueHandle<Self>,
     ) {
-        if version >= NAMED && self.screens.len() < SCREENS {
-            let proxy = registry.bind(name, version.min(NEWEST), handle, ());
-            self.screens.push(Screen::new(proxy, Some(name)));
+        if version >= NAMED && self.bound.len() < HEADS {
+            let proxy: KdeOutputDeviceV2 = registry.bind(name, version.min(NEWEST), handle, ());
+            self.bound.push((name, proxy.clone()));
+            self.screens.add(proxy);
         }
     }
 }
@@ -268,14 +228,16 @@ impl Dispatch<wl_registry::WlRegistry, ()> for State {
             wl_registry::Event::Global { name, interface, version } => match interface.as_str() {
                 "kde_output_management_v2" => state.management = Some((name, version)),
                 "kde_output_device_registry_v2" if version >= NEWEST => state.registry = Some(name),
-                "kde_output_device_v2" if state.globals.len() < SCREENS => {
+                "kde_output_device_v2" if state.globals.len() < HEADS => {
                     state.globals.push((name, version));
                 }
                 _ => (),
             },
             wl_registry::Event::GlobalRemove { name } => {
                 state.globals.retain(|(global, _)| *global != name);
-                state.screens.retain(|screen| screen.global != Some(name));
+                for (_, screen) in state.bound.extract_if(.., |(global, _)| *global == name) {
+                    state.screens.remove(&screen);
+                }
                 state.changed = true;
             }
             _ => (),
@@ -283,18 +245,9 @@ impl Dispatch<wl_registry::WlRegistry, ()> for State {
     }
 }
 
-impl Dispatch<wl_callback::WlCallback, ()> for State {
-    fn event(
-        state: &mut Self,
-        _: &wl_callback::WlCallback,
-        _: wl_callback::Event,
-        (): &(),
-        _: &Connection,
-        _: &QueueHandle<Self>,
-    ) {
-        state.synced = true;
-    }
-}
+delegate_dispatch!(State: [WlCallback: ()] => wayland::Sync);
+delegate_noop!(State: ignore KdeOutputManagementV2);
+delegate_noop!(State: ignore KdeModeListV2);
 
 impl Dispatch<KdeOutputDeviceRegistryV2, ()> for State {
     fn event(
@@ -305,10 +258,8 @@ impl Dispatch<KdeOutputDeviceRegistryV2, ()> for State {
         _: &Connection,
         _: &QueueHandle<Self>,
     ) {
-        if let kde_output_device_registry_v2::Event::Output { output } = event
-            && state.screens.len() < SCREENS
-        {
-            state.screens.push(Screen::new(output, None));
+        if let kde_output_device_registry_v2::Event::Output { output } = event {
+            state.screens.add(output);
         }
     }
 
@@ -328,22 +279,18 @@ impl Dispatch<KdeOutputDeviceV2, ()> for State {
     ) {
         use kde_output_device_v2::Event;
         if matches!(event, Event::Removed) {
-            state.screens.retain(|screen| screen.proxy != *proxy);
+            state.screens.remove(proxy);
             state.changed = true;
             proxy.release();
             return;
         }
-        let Some(screen) = state.screens.iter_mut().find(|screen| screen.proxy == *proxy) else { return };
+        let Some(screen) = state.screens.get_mut(proxy) else { return };
         match event {
             Event::Geometry { x, y, transform, .. } => {
                 screen.position = Position { x, y };
-                // As wl_output has them: the odd ones are quarter turns.
-                screen.turned = transform % 2 == 1;
+                screen.transform(u32::try_from(transform).unwrap_or_default());
             }
-            Event::Mode { mode } if screen.modes.len() < MODES => {
-                let size = Size { width: 0, height: 0 };
-                screen.modes.push((mode, Mode { size, refresh: 0, preferred: false, scales: Vec::new() }));
-            }
+            Event::Mode { mode } => screen.add_mode(mode),
             Event::CurrentMode { mode } => screen.current = Some(mode),
             Event::Scale { factor } => screen.scale = factor,
             Event::Enabled { enabled } => screen.enabled = enabled != 0,
@@ -369,19 +316,13 @@ impl Dispatch<KdeOutputDeviceModeV2, ()> for State {
     ) {
         use kde_output_device_mode_v2::Event;
         if matches!(event, Event::Removed) {
-            for screen in &mut state.screens {
-                screen.modes.retain(|(known, _)| known != proxy);
-            }
+            state.screens.remove_mode(proxy);
             return;
         }
-        let mut modes = state.screens.iter_mut().flat_map(|screen| &mut screen.modes);
-        let Some((_, mode)) = modes.find(|(known, _)| known == proxy) else { return };
+        let Some(mode) = state.screens.mode_mut(proxy) else { return };
         match event {
-            Event::Size { width, height } => {
-                let side = |len: i32| u32::try_from(len).unwrap_or_default();
-                mode.size = Size { width: side(width), height: side(height) };
-            }
-            Event::Refresh { refresh } => mode.refresh = u32::try_from(refresh).unwrap_or_default(),
+            Event::Size { width, height } => mode.size = heads::size(width, height),
+            Event::Refresh { refresh } => mode.refresh = heads::refresh(refresh),
             Event::Preferred => mode.preferred = true,
             _ => (),
         }
@@ -407,29 +348,5 @@ impl Dispatch<KdeOutputConfigurationV2, ()> for State {
                 state.outcome = Some(Err(why));
             }
         }
-    }
-}
-
-impl Dispatch<KdeOutputManagementV2, ()> for State {
-    fn event(
-        _: &mut Self,
-        _: &KdeOutputManagementV2,
-        _: kde_output_management_v2::Event,
-        (): &(),
-        _: &Connection,
-        _: &QueueHandle<Self>,
-    ) {
-    }
-}
-
-impl Dispatch<KdeModeListV2, ()> for State {
-    fn event(
-        _: &mut Self,
-        _: &KdeModeListV2,
-        _: kde_mode_list_v2::Event,
-        (): &(),
-        _: &Connection,
-        _: &QueueHandle<Self>,
-    ) {
     }
 }

@@ -11,7 +11,7 @@ use zbus::message::Type;
 use zbus::{Connection, Message, MessageStream, OwnedVariant, Variant, connection};
 
 use super::BackEndError;
-use super::wlr::scale;
+use super::heads::scale;
 use crate::display::layout::{Goal, Manners, Mode, Output, Way};
 
 const NAME: &str = "org.gnome.Mutter.DisplayConfig";

@@ -10,7 +10,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use wayland_client::backend::WaylandError;
-use wayland_client::protocol::wl_callback::WlCallback;
+use wayland_client::protocol::wl_callback::{self, WlCallback};
 use wayland_client::protocol::wl_registry::WlRegistry;
 use wayland_client::{Connection, Dispatch, EventQueue, QueueHandle};
 
@@ -33,6 +33,23 @@ pub(crate) trait State:
 {
     /// Where the answer to [`Wayland::synced`] is noted.
     fn synced(&mut self) -> &mut bool;
+}
+
+/// Notes that the compositor has answered: for `delegate_dispatch!`.
+#[derive(Debug)]
+pub(crate) struct Sync;
+
+impl<S: State> Dispatch<WlCallback, (), S> for Sync {
+    fn event(
+        state: &mut S,
+        _: &WlCallback,
+        _: wl_callback::Event,
+        (): &(),
+        _: &Connection,
+        _: &QueueHandle<S>,
+    ) {
+        *state.synced() = true;
+    }
 }
 
 /// A connection, its events and what they make.

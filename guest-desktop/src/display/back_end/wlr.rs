@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use hospes_protocol::display::{Position, Scale, Size};
-use wayland_client::backend::ObjectId;
-use wayland_client::protocol::{wl_callback, wl_registry};
-use wayland_client::{Connection, Dispatch, Proxy, QueueHandle, WEnum, event_created_child};
+use hospes_protocol::display::Position;
+use wayland_client::protocol::wl_callback::WlCallback;
+use wayland_client::protocol::wl_registry;
+use wayland_client::{
+    Connection, Dispatch, Proxy, QueueHandle, delegate_dispatch, delegate_noop, event_created_child,
+};
 use wayland_protocols_wlr::output_management::v1::client::{
-    zwlr_output_configuration_head_v1::{self, ZwlrOutputConfigurationHeadV1},
+    zwlr_output_configuration_head_v1::ZwlrOutputConfigurationHeadV1,
     zwlr_output_configuration_v1::{self, ZwlrOutputConfigurationV1},
     zwlr_output_head_v1::{self, ZwlrOutputHeadV1},
     zwlr_output_manager_v1::{self, ZwlrOutputManagerV1},
@@ -16,13 +18,10 @@ use wayland_protocols_wlr::output_management::v1::client::{
 };
 
 use super::BackEndError;
+use super::heads::{self, Head, Heads};
 use super::wayland::{self, Peer, Wayland};
-use crate::display::layout::{Goal, Manners, Mode, Output, Way};
+use crate::display::layout::{Goal, Manners, Output, Way};
 
-/// Modes of one screen that are remembered.
-const MODES: usize = 512;
-/// Screens that are remembered.
-const HEADS: usize = 64;
 /// How often a change that crossed with one of the compositor's own is asked for again.
 const AGAIN: u32 = 3;
 
@@ -37,7 +36,7 @@ pub(crate) struct Wlr {
 struct State {
     advertised: Option<(u32, u32)>,
     serial: u32,
-    heads: Vec<Head>,
+    heads: Heads<ZwlrOutputHeadV1, ZwlrOutputModeV1>,
     /// What it says has changed since we looked.
     changed: bool,
     outcome: Option<Outcome>,
@@ -50,18 +49,6 @@ enum Outcome {
     Succeeded,
     Failed,
     Cancelled,
-}
-
-#[derive(Debug)]
-struct Head {
-    proxy: ZwlrOutputHeadV1,
-    name: String,
-    enabled: bool,
-    current: Option<ObjectId>,
-    position: Position,
-    turned: bool,
-    scale: f64,
-    modes: Vec<(ZwlrOutputModeV1, Mode)>,
 }
 
 impl wayland::State for State {
@@ -146,7 +133,7 @@ impl Wlr {
         let handle = self.wayland.handle();
         let configuration = self.manager.create_configuration(self.wayland.state.serial, &handle, ());
         // Each of them has to be named.
-        for head in &self.wayland.state.heads {
+        for head in self.wayland.state.heads.iter() {
             let goal = goals.iter().find(|goal| goal.name == head.name);
             let keeps_off = !head.enabled && goal.is_none_or(|goal| goal.size.is_none());
             if keeps_off {
@@ -173,52 +160,6 @@ impl Wlr {
     }
 }
 
-impl Head {
-    fn current(&self) -> Option<&Mode> {
-        let current = self.current.as_ref()?;
-        self.modes.iter().find(|(proxy, _)| proxy.id() == *current).map(|(_, mode)| mode)
-    }
-
-    fn size(&self) -> Option<Size> {
-        self.current().filter(|_| self.enabled).map(|mode| mode.size)
-    }
-
-    fn output(&self) -> Output {
-        Output {
-            name: self.name.clone(),
-            size: self.size(),
-            refresh: self.current().map_or(0, |mode| mode.refresh),
-            scale: scale(self.scale),
-            position: self.position,
-            turned: self.turned,
-            modes: self.modes.iter().map(|(_, mode)| mode.clone()).collect(),
-        }
-    }
-}
-
-/// A scale as a number from a compositor, whatever it may be.
-pub(crate) fn scale(number: f64) -> Scale {
-    let thousandths = (number * 1000.0).round().clamp(1.0, 100_000.0);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "clamped right above; NaN gives 0"
-    )]
-    let thousandths = thousandths as u32;
-    Scale(if thousandths == 0 { 1000 } else { thousandths })
-}
-
-impl State {
-    fn head(&mut self, proxy: &ZwlrOutputHeadV1) -> Option<&mut Head> {
-        self.heads.iter_mut().find(|head| head.proxy == *proxy)
-    }
-
-    fn mode(&mut self, proxy: &ZwlrOutputModeV1) -> Option<&mut Mode> {
-        let modes = self.heads.iter_mut().flat_map(|head| &mut head.modes);
-        modes.into_iter().find(|(known, _)| known == proxy).map(|(_, mode)| mode)
-    }
-}
-
 impl Dispatch<wl_registry::WlRegistry, ()> for State {
     fn event(
         state: &mut Self,
@@ -236,18 +177,8 @@ impl Dispatch<wl_registry::WlRegistry, ()> for State {
     }
 }
 
-impl Dispatch<wl_callback::WlCallback, ()> for State {
-    fn event(
-        state: &mut Self,
-        _: &wl_callback::WlCallback,
-        _: wl_callback::Event,
-        (): &(),
-        _: &Connection,
-        _: &QueueHandle<Self>,
-    ) {
-        state.synced = true;
-    }
-}
+delegate_dispatch!(State: [WlCallback: ()] => wayland::Sync);
+delegate_noop!(State: ignore ZwlrOutputConfigurationHeadV1);
 
 impl Dispatch<ZwlrOutputManagerV1, ()> for State {
     fn event(
@@ -259,18 +190,7 @@ impl Dispatch<ZwlrOutputManagerV1, ()> for State {
         _: &QueueHandle<Self>,
     ) {
         match event {
-            zwlr_output_manager_v1::Event::Head { head } if state.heads.len() < HEADS => {
-                state.heads.push(Head {
-                    proxy: head,
-                    name: String::new(),
-                    enabled: false,
-                    current: None,
-                    position: Position::default(),
-                    turned: false,
-                    scale: 1.0,
-                    modes: Vec::new(),
-                });
-            }
+            zwlr_output_manager_v1::Event::Head { head } => state.heads.add(head),
             zwlr_output_manager_v1::Event::Done { serial } => {
                 state.serial = serial;
                 state.changed = true;
@@ -296,23 +216,20 @@ impl Dispatch<ZwlrOutputHeadV1, ()> for State {
     ) {
         use zwlr_output_head_v1::Event;
         if matches!(event, Event::Finished) {
-            state.heads.retain(|head| head.proxy != *proxy);
+            state.heads.remove(proxy);
             if proxy.version() >= 3 {
                 proxy.release();
             }
             return;
         }
-        let Some(head) = state.head(proxy) else { return };
+        let Some(head) = state.heads.get_mut(proxy) else { return };
         match event {
             Event::Name { name } => head.name = name,
-            Event::Mode { mode } if head.modes.len() < MODES => {
-                let size = Size { width: 0, height: 0 };
-                head.modes.push((mode, Mode { size, refresh: 0, preferred: false, scales: Vec::new() }));
-            }
+            Event::Mode { mode } => head.add_mode(mode),
             Event::Enabled { enabled } => head.enabled = enabled != 0,
-            Event::CurrentMode { mode } => head.current = Some(mode.id()),
+            Event::CurrentMode { mode } => head.current = Some(mode),
             Event::Position { x, y } => head.position = Position { x, y },
-            Event::Transform { transform } => head.turned = is_turned(transform),
+            Event::Transform { transform } => head.transform(transform.into()),
             Event::Scale { scale } => head.scale = scale,
             _ => (),
         }
@@ -321,12 +238,6 @@ impl Dispatch<ZwlrOutputHeadV1, ()> for State {
     event_created_child!(State, ZwlrOutputHeadV1, [
         zwlr_output_head_v1::EVT_MODE_OPCODE => (ZwlrOutputModeV1, ()),
     ]);
-}
-
-/// Whether a transform turns by a quarter.
-fn is_turned(transform: WEnum<wayland_client::protocol::wl_output::Transform>) -> bool {
-    // 90, 270 and their flipped forms are the odd ones.
-    u32::from(transform) % 2 == 1
 }
 
 impl Dispatch<ZwlrOutputModeV1, ()> for State {
@@ -340,21 +251,16 @@ impl Dispatch<ZwlrOutputModeV1, ()> for State {
     ) {
         use zwlr_output_mode_v1::Event;
         if matches!(event, Event::Finished) {
-            for head in &mut state.heads {
-                head.modes.retain(|(known, _)| known != proxy);
-            }
+            state.heads.remove_mode(proxy);
             if proxy.version() >= 3 {
                 proxy.release();
             }
             return;
         }
-        let Some(mode) = state.mode(proxy) else { return };
+        let Some(mode) = state.heads.mode_mut(proxy) else { return };
         match event {
-            Event::Size { width, height } => {
-                let side = |len: i32| u32::try_from(len).unwrap_or_default();
-                mode.size = Size { width: side(width), height: side(height) };
-            }
-            Event::Refresh { refresh } => mode.refresh = u32::try_from(refresh).unwrap_or_default(),
+            Event::Size { width, height } => mode.size = heads::size(width, height),
+            Event::Refresh { refresh } => mode.refresh = heads::refresh(refresh),
             Event::Preferred => mode.preferred = true,
             _ => (),
         }
@@ -377,17 +283,5 @@ impl Dispatch<ZwlrOutputConfigurationV1, ()> for State {
             Event::Cancelled => Some(Outcome::Cancelled),
             _ => return,
         };
-    }
-}
-
-impl Dispatch<ZwlrOutputConfigurationHeadV1, ()> for State {
-    fn event(
-        _: &mut Self,
-        _: &ZwlrOutputConfigurationHeadV1,
-        _: zwlr_output_configuration_head_v1::Event,
-        (): &(),
-        _: &Connection,
-        _: &QueueHandle<Self>,
-    ) {
     }
 }
