@@ -83,13 +83,17 @@ echo "eth0: $(/busybox cat /sys/class/net/eth0/address) $(/busybox cat /sys/clas
 /busybox head -c 3000000 /dev/urandom >/random
 /busybox md5sum </random; /busybox nc 10.9.0.1 7 </random
 
+# Nothing happens, until something is typed: the kernel takes random numbers once a minute, and a network is never still.
+/busybox rmmod virtio_rng; /busybox ip link set eth0 down
+echo resting >/hospes/given/resting; read line
+
 echo root:x:0:0:root:/root:/bin/sh >/etc/passwd; echo root:x:0: >/etc/group
 echo 0123456789abcdef0123456789abcdef >/machine-id
 /hospes-toolsd --etc /etc/hospes --state /state --run /run --machine-id /machine-id \
     --worker-command /hospes-session >/log 2>&1 &
 until /busybox grep -q Listening /log; do kill -0 $! || break; /busybox sleep 0.2; done
 echo up >/hospes/given/up
-until [ -e /hospes/given/over ]; do kill -0 $! || break; /busybox sleep 0.2; done
+read line
 /busybox cat /log
 echo "interrupts: $(/busybox grep virtio /proc/interrupts | /busybox awk '{ print $2 "/" $NF }' | /busybox xargs)"
 /busybox poweroff -f
@@ -98,7 +102,7 @@ echo "interrupts: $(/busybox grep virtio /proc/interrupts | /busybox awk '{ prin
 /// What the machine around it does: runs it, and talks to the daemon in it.
 const BESIDE: &str = r#"
 /busybox mkdir /more /given /kept; echo from-the-host >/given/word; echo only-to-be-read >/kept/word
-/busybox insmod /tun.ko; /busybox mkdir -p /dev/net
+/busybox insmod /tun.ko; /busybox mkdir -p /dev/net /proc; /busybox mount -t proc proc /proc; /busybox mkfifo /in
 [ -e /dev/net/tun ] || /busybox mknod /dev/net/tun c 10 200
 /cable /network tap0 >/cabled & until /busybox grep -q tap0 /cabled; do kill -0 $! || break; /busybox sleep 0.1; done
 /busybox ip address add 10.9.0.1/24 dev tap0; /busybox ip link set tap0 mtu 9000 up; /busybox ip link set lo up
@@ -111,8 +115,22 @@ const BESIDE: &str = r#"
 echo a-sector >/second.raw; /busybox truncate -s 1M /second.raw
 /host-hv run --kernel /vmlinuz --initrd /initramfs --cpus 2 --memory 384M --disk /disk --disk /second.raw:ro \
     --net /network,mac=02:00:00:00:00:07,mtu=9000 --share /given --share kept=/kept:ro --uds /vsock \
-    --append 'console=ttyAMA0 quiet rdinit=/busybox -- sh /inner' </dev/null >/out 2>&1 &
-until [ -e /given/up ]; do kill -0 $! || break; /busybox sleep 0.2; done
+    --append 'console=ttyAMA0 quiet rdinit=/busybox -- sh /inner' </in >/out 2>&1 &
+machine=$!
+exec 3>/in
+until [ -e /given/resting ]; do kill -0 $machine || break; /busybox sleep 0.2; done
+# How often each thread but the vCPUs' has slept.
+sleeps() {
+    for task in /proc/$machine/task/*; do
+        read name <$task/comm
+        case $name in vcpu*) ;; *) echo $name $(/busybox grep ^voluntary_ctxt $task/status) ;; esac
+    done
+}
+/busybox ip link set tap0 down; /busybox sleep 2
+sleeps >/rest; /busybox sleep 5; sleeps >/rested
+echo "$(/busybox wc -l </rest) threads rest"; /busybox cmp /rest /rested && echo no thread woke up; /busybox diff /rest /rested
+/busybox ip link set tap0 up; echo on >&3
+until [ -e /given/up ]; do kill -0 $machine || break; /busybox sleep 0.2; done
 export HOME=/
 /hospes add inner unix:/vsock --user root
 /hospes exec inner -- /busybox sh -c 'echo "said inside: $(/busybox uname -m), $(/busybox nproc) processors"; exit 7'
@@ -120,8 +138,8 @@ echo exec $?
 /busybox head -c 3000000 /host-hv | /hospes exec inner -- /busybox md5sum
 /busybox head -c 3000000 /host-hv | /busybox md5sum
 /busybox md5sum </host-hv; echo "time-after $(/busybox date +%s)"
-echo over >/given/over
-wait $!
+echo over >&3
+wait $machine
 echo status $?
 /busybox cat /out
 /busybox cmp /busybox /given/copy && echo the copy is the same
@@ -172,6 +190,7 @@ fn a_guest_uses_all_its_devices() -> Result<()> {
         "3 packets received",
         "from-the-host",
         "only-to-be-read",
+        "no thread woke up",
         "said inside: aarch64, 2 processors",
         "exec 7",
         "reboot: Power down",
