@@ -146,6 +146,14 @@ echo status $?
 [ -e /vsock ] && echo the socket is still there
 echo "$(/busybox grep -c 'a word that lasts' /disk) word, $(/busybox du -m /disk | /busybox cut -f1) MiB"
 /host-hv run --kernel /vmlinuz --disk /nowhere; echo status $?
+# One that nobody reads what is typed to, and that is told to end.
+/busybox mkfifo /typed; (/busybox head -c 100000 /dev/zero; exec /busybox sleep 1000) >/typed &
+/host-hv run --kernel /vmlinuz --initrd /initramfs --uds /vsock --append 'rdinit=/busybox -- sleep 1000' \
+    </typed >/out 2>&1 &
+machine=$!
+until [ -e /vsock ]; do kill -0 $machine || break; /busybox sleep 0.1; done
+/busybox sleep 1; kill -TERM $machine; wait $machine; echo told to end: $?
+[ -e /vsock ] && echo the socket is still there
 "#;
 
 /// Modules of the lab's kernel that the inner guest brings.
@@ -199,6 +207,7 @@ fn a_guest_uses_all_its_devices() -> Result<()> {
         "1 word, ",
         "An empty one of 20 GiB is made by: truncate",
         "status 1",
+        "told to end: 0",
     ] {
         ensure!(told.contains(words), "no \"{words}\" in:\n{told}");
     }

@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -21,6 +22,8 @@ use nix::sys::stat::{Mode, umask};
 
 use super::terminal::{self, Keys, Raw};
 
+/// How many reads of the keyboard wait for a guest that takes none.
+const KEYS_MAX: usize = 1024;
 /// How many requests for folders are served at a time.
 const FOLDER_THREADS: usize = 4;
 
@@ -167,9 +170,7 @@ pub(crate) fn run(arguments: RunArgs) -> Result<()> {
     if raw.is_some() {
         eprintln!("{}\r", terminal::HELP);
     }
-    // It waits in a read until this process ends: nothing else ends a read from a terminal.
-    let typist = Arc::clone(&present);
-    thread::Builder::new().name("keyboard".into()).spawn(move || pass_on(&typist))?;
+    listen_to_keyboard(&present, raw.is_some())?;
     loop {
         let machine = Machine::new(&plan, hypervisor.as_ref())?;
         let serial = machine.serial();
@@ -200,17 +201,36 @@ fn end_on_signals(present: &Arc<Present>) -> Result<()> {
     Ok(())
 }
 
-/// Passes on what is typed, until there is no more.
-fn pass_on(present: &Present) {
-    let (mut stdin, mut keys, mut buffer) = (io::stdin().lock(), Keys::default(), [0; 256]);
-    while let Ok(len @ 1..) = stdin.read(&mut buffer) {
-        let (typed, end) = keys.read(&buffer[..len]);
+/// Passes on what is typed, until there is no more. Ctrl-A x is heard whatever the guest does: a terminal's keys are lost
+/// where too many wait already. What comes from elsewhere waits.
+fn listen_to_keyboard(present: &Arc<Present>, terminal: bool) -> Result<()> {
+    let (sender, typed) = mpsc::sync_channel(KEYS_MAX);
+    let (listener, typist) = (Arc::clone(present), Arc::clone(present));
+    // It waits in a read until this process ends: nothing else ends a read from a terminal.
+    thread::Builder::new().name("keyboard".into()).spawn(move || {
+        let (mut stdin, mut keys, mut buffer) = (io::stdin().lock(), Keys::default(), [0; 256]);
+        while let Ok(len @ 1..) = stdin.read(&mut buffer) {
+            let (keys, end) = keys.read(&buffer[..len]);
+            if terminal {
+                let _ = sender.try_send(keys);
+            } else {
+                let _ = sender.send(keys);
+            }
+            if end {
+                listener.end();
+            }
+        }
+    })?;
+    thread::Builder::new().name("typist".into()).spawn(move || type_in(&typist, &typed))?;
+    Ok(())
+}
+
+/// Types on the machine that there is.
+fn type_in(present: &Present, typed: &Receiver<Vec<u8>>) {
+    for keys in typed {
         let machine = present.machine().clone();
         if let Some((serial, _)) = machine {
-            serial.type_in(&typed);
-        }
-        if end {
-            present.end();
+            serial.type_in(&keys);
         }
     }
 }
