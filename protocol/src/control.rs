@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, CodecError};
 use crate::error::WireError;
+use crate::freeze::{Freeze, FreezeReply, Thaw, ThawReply, Trim, TrimReply};
 use crate::info::Info;
 use crate::power::{Power, PowerReply};
 use crate::variable::Variable;
@@ -58,6 +59,12 @@ pub enum Ask {
     },
     /// Shutdown, reboot, halt or suspend.
     Power(Power),
+    /// Holds the file systems still. Alone on a connection, as are the two that follow.
+    Freeze(Freeze),
+    /// Lets them go.
+    Thaw(Thaw),
+    /// Tells the disks what is free.
+    Trim(Trim),
 }
 
 /// The number of a request, whether or not the rest of it decodes.
@@ -92,6 +99,12 @@ pub enum Answer {
     Variable(Variable),
     /// To [`Ask::Power`].
     Power(PowerReply),
+    /// To [`Ask::Freeze`].
+    Freeze(FreezeReply),
+    /// To [`Ask::Thaw`].
+    Thaw(ThawReply),
+    /// To [`Ask::Trim`].
+    Trim(TrimReply),
 }
 
 /// Something changed in the guest. A variant's place is its number on the wire: new ones go to the end.

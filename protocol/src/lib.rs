@@ -67,6 +67,7 @@
 //! | info, events | [`control`], [`info`] | the daemon |
 //! | var | [`control`], [`variable`] | the daemon |
 //! | stop, reboot, suspend | [`control`], [`power`] | the daemon |
+//! | freeze, thaw, trim | [`control`], [`freeze`] | the daemon, and a helper of its |
 //! | time | [`time`] | the daemon |
 //!
 //! # Errors
@@ -111,6 +112,7 @@ pub mod exec;
 pub mod file;
 pub mod forward;
 pub mod frame;
+pub mod freeze;
 pub mod handshake;
 pub mod hex;
 pub mod info;

@@ -132,6 +132,12 @@ pub const VARIABLES_TOTAL: usize = 1024 * 1024;
 /// Bytes of a power script's output that are kept, its last ones.
 pub const SCRIPT_OUTPUT: usize = 4 * 1024;
 
+/// File systems of one freeze or trim; a guest with more is refused, for a snapshot of some of them is none.
+pub const FREEZE_FILE_SYSTEMS: usize = 512;
+
+/// Milliseconds for which file systems may be frozen at most, whatever a policy says.
+pub const FREEZE_MS: u64 = 600_000;
+
 /// Bytes in one name of a copy's archive. Linux allows 255; macOS 255 UTF-16 units, which is up to 765.
 pub const COPY_NAME: usize = 1024;
 

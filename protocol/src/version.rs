@@ -48,6 +48,8 @@ impl Capabilities {
     pub const INFO: Self = Self(1 << 6);
     /// The guest's clock, set by the host's.
     pub const TIME: Self = Self(1 << 7);
+    /// File systems frozen, thawed and trimmed.
+    pub const FREEZE: Self = Self(1 << 8);
     /// The clipboard of the desktop.
     pub const CLIPBOARD: Self = Self(1 << 10);
     /// The screens of the desktop.

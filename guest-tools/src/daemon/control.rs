@@ -263,6 +263,8 @@ fn answer(
         }
         // Begun elsewhere, for it takes its time.
         Ask::Power(_) => Err(unsupported()),
+        // Not served yet.
+        Ask::Freeze(_) | Ask::Thaw(_) | Ask::Trim(_) => Err(unsupported()),
     }
 }
 

@@ -13,6 +13,9 @@ use hospes_protocol::exec::{
 use hospes_protocol::file::{Entries, Entry, FileReply, FileRequest, Stat, Verb};
 use hospes_protocol::forward::{Accept, Address, Connect, Incoming, Listen, Listening, Open, Refuse};
 use hospes_protocol::frame::{self, FrameId};
+use hospes_protocol::freeze::{
+    FileSystem, Freeze, FreezeReply, FsState, Thaw, ThawCause, ThawReply, Trim, TrimReply, Trimmed,
+};
 use hospes_protocol::handshake::{Announce, Guest, Host, Ready};
 use hospes_protocol::info::{Disk, Info, Interface, User};
 use hospes_protocol::power::{Inhibitor, Power, PowerAction, PowerReply, ScriptEnd, ScriptReport};
@@ -231,6 +234,9 @@ fn requests(samples: &mut Samples) {
         ("variable-remove", Ask::VariableRemove { name: name() }),
         ("power-off", power(PowerAction::POWEROFF, None)),
         ("power-suspend", power(PowerAction::SUSPEND, Some(90_000))),
+        ("freeze", Ask::Freeze(Freeze { timeout_ms: 10_000, script_timeout_ms: Some(5_000) })),
+        ("thaw", Ask::Thaw(Thaw { serial: Some(1 << 33) })),
+        ("trim", Ask::Trim(Trim { minimum: 1 << 20 })),
     ]
     .into_iter()
     .enumerate()
@@ -239,6 +245,48 @@ fn requests(samples: &mut Samples) {
         let number = 40u64.pow(u32::try_from(number).unwrap());
         samples.message(&format!("request-{word}"), FrameId::REQUEST, &Request { number, ask });
     }
+}
+
+fn freezes(scripts: Vec<ScriptReport>) -> [(&'static str, Result<Answer, WireError>); 4] {
+    let file_system = |mount: &[u8], kind: &str, state, error: &str| FileSystem {
+        mount: mount.to_vec(),
+        kind: kind.into(),
+        state,
+        error: error.into(),
+    };
+    let root = || file_system(b"/", "ext4", FsState::FROZEN, "");
+    let frozen = FreezeReply {
+        serial: 7,
+        took_us: 18_400,
+        file_systems: vec![root(), file_system(b"/mnt/\xe4", "nfs4", FsState::NETWORK, "")],
+        scripts: scripts.clone(),
+        refused: None,
+    };
+    let busy = WireError::new(ErrorKind::BUSY, "/srv is frozen by somebody else").hint("fsfreeze -u /srv");
+    let failed = FreezeReply {
+        file_systems: vec![
+            file_system(b"/srv", "xfs", FsState::FAILED, "Device or resource busy"),
+            file_system(b"/", "ext4", FsState::UNDONE, ""),
+        ],
+        refused: Some(busy),
+        ..FreezeReply::default()
+    };
+    let thawed = ThawReply {
+        serial: 7,
+        cause: ThawCause::DEADLINE,
+        held_us: 9_981_600,
+        file_systems: vec![root()],
+        scripts,
+    };
+    let none = WireError::new(ErrorKind::UNSUPPORTED, "Its disk cannot be trimmed");
+    let trimmed = |mount: &[u8], bytes| Trimmed { mount: mount.to_vec(), kind: "ext4".into(), bytes };
+    let trim = TrimReply { file_systems: vec![trimmed(b"/", Ok(3 << 30)), trimmed(b"/srv", Err(none))] };
+    [
+        ("freeze", Ok(Answer::Freeze(frozen))),
+        ("freeze-refused", Ok(Answer::Freeze(failed))),
+        ("thaw", Ok(Answer::Thaw(thawed))),
+        ("trim", Ok(Answer::Trim(trim))),
+    ]
 }
 
 fn answers(samples: &mut Samples) {
@@ -253,6 +301,7 @@ fn answers(samples: &mut Samples) {
         script("20-slow", ScriptEnd::TIMED_OUT, 0, b""),
         script("30-open", ScriptEnd::SKIPPED, 0, b"Anybody may write to it"),
     ];
+    let frozen = freezes(scripts.clone());
     let inhibitors = vec![Inhibitor { who: "apt".into(), why: "Upgrade".into() }];
     let refused = WireError::new(ErrorKind::BUSY, "Another request is under way").hint("Wait for it");
     let wait = WireError::new(ErrorKind::INHIBITED, "apt asks to wait").hint("Ask again, or use --force");
@@ -268,6 +317,9 @@ fn answers(samples: &mut Samples) {
         ("power-refused", Ok(Answer::Power(staying))),
         ("refused", Err(refused)),
     ] {
+        samples.message(&format!("reply-{word}"), FrameId::REPLY, &Reply { number: 9, answer });
+    }
+    for (word, answer) in frozen {
         samples.message(&format!("reply-{word}"), FrameId::REPLY, &Reply { number: 9, answer });
     }
     samples.message("event-info", FrameId::EVENT, &Event::Info(Box::new(info())));
