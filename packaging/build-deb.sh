@@ -28,7 +28,7 @@ esac
 # What runs the other kind of machine's programs is not needed for one's own.
 [ "$(dpkg --print-architecture)" != "$arch" ] || run=
 case $name in
-hospes-tools) crate=guest-tools command=hospes-tools daemons="hospes-toolsd hospes-session hospes-mount" ;;
+hospes-tools) crate=guest-tools command=hospes-tools daemons="hospes-toolsd hospes-session hospes-mount hospes-freeze" ;;
 hospes-desktop) crate=guest-desktop command=hospes-desktop daemons= ;;
 hospes) crate=host-agent command=hospes daemons= ;;
 esac

@@ -13,6 +13,7 @@ pub mod connection;
 pub mod daemon;
 pub mod file;
 pub mod forward;
+pub mod freeze;
 pub mod handoff;
 pub mod identity;
 pub mod info;
