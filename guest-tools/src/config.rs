@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hospes_protocol::limits::{HANDSHAKES, SESSIONS};
+use hospes_protocol::limits::{FREEZE_MS, HANDSHAKES, SESSIONS};
 use hospes_protocol::time::Setting;
 use hospes_protocol::version::Capabilities;
 use serde::de::{Error as _, MapAccess, Visitor};
@@ -37,6 +37,8 @@ pub struct Config {
     pub limits: Limits,
     /// What happens around a shutdown.
     pub power: Power,
+    /// How long file systems may be frozen.
+    pub freeze: Freeze,
     /// What is done about the clock.
     pub time: Time,
     /// The QEMU guest agent's protocol.
@@ -125,6 +127,28 @@ pub struct Limits {
 pub struct Power {
     /// Seconds that each script may take, 1 to 3600.
     pub script_timeout: usize,
+}
+
+/// How long file systems may be frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Freeze {
+    /// Seconds, 1 to 600.
+    pub longest: usize,
+}
+
+impl Freeze {
+    /// The longest time for which a host may ask.
+    #[must_use]
+    pub const fn longest(self) -> Duration {
+        Duration::from_secs(self.longest as u64)
+    }
+}
+
+impl Default for Freeze {
+    fn default() -> Self {
+        Self { longest: 60 }
+    }
 }
 
 /// What the doors of the QEMU guest agent's protocol let through, where its own program is not installed.
@@ -298,6 +322,7 @@ impl Config {
             ("limits.sessions", config.limits.sessions, SESSIONS),
             ("limits.handshakes", config.limits.handshakes, HANDSHAKES),
             ("power.script-timeout", config.power.script_timeout, 3600),
+            ("freeze.longest", config.freeze.longest, (FREEZE_MS / 1000) as usize),
         ];
         match ranges.into_iter().find(|(_, value, max)| !(1..=*max).contains(value)) {
             Some((key, value, max)) => Err(ConfigError::Range { path: path.into(), key, value, max }),

@@ -229,7 +229,8 @@ impl Powers {
         Err(WireError::new(ErrorKind::OS, message))
     }
 
-    async fn scripts(&self, folder: &str, word: &str, timeout: Duration) -> Vec<ScriptReport> {
+    /// Runs the scripts of one folder in order. `word` is what happens.
+    pub(crate) async fn scripts(&self, folder: &str, word: &str, timeout: Duration) -> Vec<ScriptReport> {
         let runner = Runner::new(self.manner == Manner::Machine, self.run.join("power"));
         let mut reports = Vec::new();
         for found in script::find(&self.etc.join(folder)) {

@@ -67,6 +67,8 @@ verbs! {
     Variables = "variables", Capabilities::VARIABLES;
     /// Shut down, reboot, halt, suspend.
     Power = "power", Capabilities::POWER;
+    /// Freeze, thaw and trim file systems.
+    Freeze = "freeze", Capabilities::FREEZE;
     /// Read the guest's information and be told when it changes.
     Info = "info", Capabilities::INFO;
     /// Set the clock by the host's.
@@ -259,7 +261,7 @@ impl Request {
                 display.check().map_err(WireError::protocol)?;
                 Ok(Self { user: String::new(), subject: screens(&display.ask).into_bytes() })
             }
-            Verb::Info | Verb::Variables | Verb::Power => {
+            Verb::Info | Verb::Variables | Verb::Power | Verb::Freeze => {
                 Err(WireError::protocol(format!("{verb} is asked for with a REQUEST")))
             }
         }

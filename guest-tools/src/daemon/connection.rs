@@ -183,6 +183,12 @@ async fn operate(
             .hint(format!("In the guest: [verbs] {verb} in /etc/hospes/tools.toml")));
     }
     let request = Request::decode(verb, FrameId(handoff.request_id), &handoff.request)?;
+    // What a desktop shares is in its memory; everything else may write, and would wait until the thaw.
+    if !matches!(verb, Verb::Clipboard | Verb::Display)
+        && let Some(frozen) = daemon.freezes.busy()
+    {
+        return Err(frozen);
+    }
     if matches!(verb, Verb::Clipboard | Verb::Display) {
         return daemon.desktops.hand_over(&config, stream.as_fd(), handoff, verb, &request.subject).await;
     }
@@ -270,6 +276,10 @@ impl Greeting<'_> {
             Decision::Trusted => Ok(false),
             Decision::Refused => Err(store.refusal(key)),
             Decision::FirstUse => {
+                // To remember a host takes a file.
+                if let Some(frozen) = daemon.freezes.busy() {
+                    return Err(frozen);
+                }
                 store.pin_first(&daemon.options.paths, &daemon.identity.machine, *key).map_err(|error| {
                     WireError::new(
                         ErrorKind::OS,

@@ -263,8 +263,10 @@ fn answer(
         }
         // Begun elsewhere, for it takes its time.
         Ask::Power(_) => Err(unsupported()),
-        // Not served yet.
-        Ask::Freeze(_) | Ask::Thaw(_) | Ask::Trim(_) => Err(unsupported()),
+        Ask::Freeze(_) | Ask::Thaw(_) | Ask::Trim(_) => {
+            let message = "Freeze, thaw and trim come alone on a connection of their own";
+            Err(WireError::new(ErrorKind::UNSUPPORTED, message))
+        }
     }
 }
 
@@ -276,6 +278,9 @@ fn begin_power(
     busy: bool,
 ) -> Result<oneshot::Receiver<PowerAnswer>, WireError> {
     allowed(daemon, Verb::Power)?;
+    if let Some(frozen) = daemon.freezes.busy() {
+        return Err(frozen);
+    }
     if busy {
         let error = WireError::new(ErrorKind::BUSY, "This session's last power request is not answered yet");
         return Err(error.hint("Wait for it, or force on a connection of its own"));
@@ -305,14 +310,14 @@ pub(super) async fn alone(
             let error = WireError::new(ErrorKind::UNSUPPORTED, "Events come in a control session");
             Reply { number, answer: Err(error) }
         }
+        Ok(Request { number, ask: ask @ (Ask::Freeze(_) | Ask::Thaw(_) | Ask::Trim(_)) }) => {
+            go_ahead(stream, due).await;
+            Reply { number, answer: super::freeze::answer(daemon, &host, ask).await }
+        }
         Ok(Request { number, ask: Ask::Power(power) }) => {
             let answer = match begin_power(daemon, &host, power, false) {
                 Ok(answered) => {
-                    // Scripts take their time; that the connection is open is told before.
-                    if time::timeout(WRITE, stream.write_all(due)).await.is_ok_and(|written| written.is_ok())
-                    {
-                        due.clear();
-                    }
+                    go_ahead(stream, due).await;
                     match answered.await {
                         Ok(PowerAnswer { reply, sent }) => {
                             if matches!(&reply, Ok(Answer::Power(done)) if done.refused.is_none()) {
@@ -337,16 +342,23 @@ pub(super) async fn alone(
     Ok(going)
 }
 
-fn lost() -> WireError {
+/// Tells that the connection is open, before scripts take their time.
+async fn go_ahead(stream: &Stream, due: &mut Vec<u8>) {
+    if time::timeout(WRITE, stream.write_all(due)).await.is_ok_and(|written| written.is_ok()) {
+        due.clear();
+    }
+}
+
+pub(super) fn lost() -> WireError {
     WireError::new(ErrorKind::OTHER, "The guest tools lost the request")
 }
 
-fn unsupported() -> WireError {
+pub(super) fn unsupported() -> WireError {
     WireError::new(ErrorKind::UNSUPPORTED, "The guest tools do not know this request")
         .hint("Upgrade hospes-tools in the guest")
 }
 
-fn allowed(daemon: &Daemon, verb: Verb) -> Result<(), WireError> {
+pub(super) fn allowed(daemon: &Daemon, verb: Verb) -> Result<(), WireError> {
     if daemon.config().verbs.allows(verb) {
         return Ok(());
     }

@@ -13,6 +13,7 @@ pub mod worker;
 mod connection;
 mod control;
 pub mod desktop;
+mod freeze;
 mod qga;
 mod sessions;
 pub(crate) mod systemd;
@@ -35,6 +36,7 @@ use tokio::sync::{Notify, oneshot, watch as channel};
 use tokio::time as timer;
 
 use self::desktop::{Desktops, Seat};
+use self::freeze::Freezes;
 use self::sessions::Sessions;
 use self::status::{State, Status, Trusted};
 use self::time::Times;
@@ -140,6 +142,7 @@ pub struct Daemon {
     resumed: channel::Sender<u64>,
     variables: Mutex<Variables>,
     powers: Powers,
+    freezes: Freezes,
     desktops: Desktops,
     times: Times,
 }
@@ -244,6 +247,7 @@ async fn serve(options: Options) -> Result<(), DaemonError> {
     }
     tokio::spawn(wake::follow(Arc::clone(&daemon)));
     qga::open(&daemon);
+    tokio::spawn(freeze::resume(Arc::clone(&daemon)));
     let started = Arc::clone(&daemon);
     tokio::spawn(async move {
         let timeout = started.config().power.timeout();
@@ -300,6 +304,7 @@ impl Daemon {
             resumed: channel::Sender::new(0),
             variables: Mutex::new(Variables::load(&options.paths.run)),
             powers: Powers::new(options.power.clone(), options.paths.etc.clone(), options.paths.run.clone()),
+            freezes: Freezes::new(options.paths.run.clone()),
             desktops: Desktops::new(options.seat.clone()),
             // A daemon beside another system than its own leaves that one's clock alone.
             times: Times::new(options.power == Manner::Machine, &options.paths.run),
@@ -376,6 +381,10 @@ impl Daemon {
     }
 
     fn refused(&self, who: &str, what: &str) {
+        // The log's own file may be frozen, and whoever writes to it then waits.
+        if self.freezes.keep_quiet() {
+            return;
+        }
         lock(&self.refusals).refused(Instant::now(), who, what);
     }
 

@@ -172,6 +172,9 @@ async fn obey(daemon: &Arc<Daemon>, ask: Ask, name: &str, door: &str) -> Result<
 
 /// As a trusted host's request: scripts, inhibitors, and everybody told.
 async fn power(daemon: &Arc<Daemon>, action: PowerAction, name: &str, door: &str) -> Result<(), Refusal> {
+    if let Some(frozen) = daemon.freezes.busy() {
+        return Err(Refusal::new(frozen.message));
+    }
     crate::audit::unproved(door, name);
     let (answer, answered) = oneshot::channel();
     let power = Power { action, force: false, script_timeout_ms: None };

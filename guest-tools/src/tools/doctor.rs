@@ -49,6 +49,8 @@ const PARTS: &[(&str, &str)] = &[
     ("/usr/libexec/hospes/hospes-session", "no user's session can start"),
     ("/usr/lib/systemd/system/hospes-session@.socket", "no user's session can start"),
     ("/etc/pam.d/hospes-session", "users' sessions follow the policy for unknown services"),
+    ("/usr/libexec/hospes/hospes-freeze", "file systems cannot be frozen for a snapshot"),
+    ("/usr/lib/systemd/system/hospes-freeze.socket", "file systems cannot be frozen for a snapshot"),
     ("/usr/lib/udev/rules.d/70-hospes-tools.rules", "the daemon does not start with the vsock device"),
 ];
 

@@ -6,6 +6,7 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod freeze;
 mod harness;
 mod power;
 mod qga;
