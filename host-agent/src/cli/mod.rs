@@ -31,6 +31,7 @@ pub mod exec;
 pub mod file;
 pub mod forget;
 pub mod forward;
+pub mod freeze;
 pub mod info;
 pub mod ip;
 pub mod key;
@@ -108,6 +109,9 @@ pub const VERBS: &[Entry] = &[
     entry::<power::Stop>(),
     entry::<power::Reboot>(),
     entry::<power::Suspend>(),
+    entry::<freeze::Freeze>(),
+    entry::<freeze::Thaw>(),
+    entry::<freeze::Trim>(),
     entry::<time::Time>(),
     entry::<file::File>(),
     entry::<forward::Forward>(),

@@ -124,8 +124,9 @@ struct Told<'t> {
     inhibitors: Vec<ToldInhibitor<'t>>,
 }
 
+/// What a script did, as JSON has it.
 #[derive(Serialize)]
-struct ToldScript<'t> {
+pub(super) struct ToldScript<'t> {
     name: &'t str,
     end: String,
     status: u8,
@@ -234,12 +235,7 @@ impl How {
 }
 
 fn told<'t>(vm: &'t VmName, action: PowerAction, reply: &'t PowerReply) -> Told<'t> {
-    let scripts = reply.scripts.iter().map(|script| ToldScript {
-        name: &script.name,
-        end: script.end.name().unwrap_or("unknown").to_ascii_lowercase(),
-        status: script.status,
-        output: String::from_utf8_lossy(&script.output).into_owned(),
-    });
+    let scripts = reply.scripts.iter().map(told_script);
     let inhibitors = reply.inhibitors.iter().map(|one| ToldInhibitor { who: &one.who, why: &one.why });
     Told {
         vm,
@@ -252,8 +248,17 @@ fn told<'t>(vm: &'t VmName, action: PowerAction, reply: &'t PowerReply) -> Told<
     }
 }
 
+pub(super) fn told_script(script: &ScriptReport) -> ToldScript<'_> {
+    ToldScript {
+        name: &script.name,
+        end: script.end.name().unwrap_or("unknown").to_ascii_lowercase(),
+        status: script.status,
+        output: String::from_utf8_lossy(&script.output).into_owned(),
+    }
+}
+
 /// A script's trouble, its output below it.
-fn words(script: &ScriptReport) -> String {
+pub(super) fn words(script: &ScriptReport) -> String {
     let name = printable::line(&script.name);
     let output = String::from_utf8_lossy(&script.output);
     let said = match script.end {

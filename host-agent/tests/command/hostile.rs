@@ -10,6 +10,7 @@ use hospes_protocol::error::{ErrorKind, WireError};
 use hospes_protocol::exec::ExecId;
 use hospes_protocol::file::{Entries, Entry, FileReply, Stat};
 use hospes_protocol::frame::{self, FrameId};
+use hospes_protocol::freeze::{FileSystem, FreezeReply, FsState, ThawCause, ThawReply, TrimReply, Trimmed};
 use hospes_protocol::info::{Disk, Info, Interface, User};
 use hospes_protocol::power::{Inhibitor, PowerReply, ScriptEnd, ScriptReport};
 use hospes_protocol::process::{Process, Processes};
@@ -60,6 +61,12 @@ fn refusal() -> WireError {
     WireError::new(ErrorKind::FORBIDDEN, evil()).hint(evil())
 }
 
+fn file_systems() -> Vec<FileSystem> {
+    let states = [FsState::FROZEN, FsState::NETWORK, FsState::INCAPABLE, FsState::FAILED, FsState(99)];
+    let evil_one = |state| FileSystem { mount: EVIL.into(), kind: evil(), state, error: evil() };
+    states.map(evil_one).to_vec()
+}
+
 fn reply(ask: &Ask) -> Result<Answer, WireError> {
     let variable = Variable { name: format!("guest.{EVIL}"), value: EVIL.into(), secret: false };
     let script =
@@ -74,6 +81,25 @@ fn reply(ask: &Ask) -> Result<Answer, WireError> {
             inhibitors: vec![Inhibitor { who: evil(), why: evil() }],
             refused: Some(refusal()),
             by: evil(),
+        })),
+        Ask::Freeze(freeze) => {
+            let refused = (freeze.timeout_ms == 1000).then(refusal);
+            let file_systems = file_systems();
+            let scripts = vec![script];
+            Ok(Answer::Freeze(FreezeReply { serial: 7, took_us: u64::MAX, file_systems, scripts, refused }))
+        }
+        Ask::Thaw(_) => Ok(Answer::Thaw(ThawReply {
+            serial: 7,
+            cause: ThawCause::ASKED,
+            held_us: u64::MAX,
+            file_systems: file_systems(),
+            scripts: vec![script],
+        })),
+        Ask::Trim(_) => Ok(Answer::Trim(TrimReply {
+            file_systems: vec![
+                Trimmed { mount: EVIL.into(), kind: evil(), bytes: Ok(u64::MAX) },
+                Trimmed { mount: EVIL.into(), kind: evil(), bytes: Err(refusal()) },
+            ],
         })),
         Ask::VariableRemove { .. } => Err(refusal()),
         _ => Ok(Answer::Done),
@@ -178,7 +204,7 @@ fn harmless(words: &[&str], output: &Output) {
 #[test]
 fn no_escape_passes_in_information_variables_and_power() {
     let (home, _guest) = home();
-    let verbs: [&[&str]; 10] = [
+    let verbs: [&[&str]; 18] = [
         &["info", "dev"],
         &["info", "dev", "--json"],
         &["ip", "dev"],
@@ -188,6 +214,14 @@ fn no_escape_passes_in_information_variables_and_power() {
         &["var", "dev", "list", "--json"],
         &["var", "dev", "unset", "x"],
         &["stop", "dev"],
+        &["freeze", "dev"],
+        &["freeze", "dev", "--timeout", "1s"],
+        &["freeze", "dev", "--json"],
+        &["freeze", "dev", "--", "true"],
+        &["thaw", "dev"],
+        &["thaw", "dev", "--json"],
+        &["trim", "dev"],
+        &["trim", "dev", "--json"],
         &["suspend", "dev", "--json"],
     ];
     for words in verbs {
