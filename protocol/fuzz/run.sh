@@ -31,7 +31,7 @@ for target in ${*:-$(targets protocol/fuzz)}; do
     fuzz protocol/fuzz "$target" "$seeds/$target"
 done
 if [ $# -eq 0 ]; then
-    for folder in host-hv/fuzz guest-desktop/fuzz; do
+    for folder in host-hv/fuzz guest-desktop/fuzz guest-tools/fuzz; do
         for target in $(targets "$folder"); do fuzz "$folder" "$target"; done
     done
 fi

@@ -282,6 +282,7 @@ fn hold<E: Edge>(
     let words = WireError::new(ErrorKind::BUSY, "The guest's file systems are frozen");
     put_encoded(Kind::Refused, &words, &mut busy);
     let freezer = Freezer::default();
+    let (out, frozen) = (Vec::with_capacity(wire::FIXED), Vec::with_capacity(wire::FIXED));
     let result = thread::scope(|scope| {
         let thread = || {
             // Whatever becomes of these two, the other side of each is this program's.
@@ -308,8 +309,8 @@ fn hold<E: Edge>(
                 plan,
                 busy: &busy,
                 freezer: &freezer,
-                out: Vec::with_capacity(wire::FIXED),
-                frozen: Vec::with_capacity(wire::FIXED),
+                out,
+                frozen,
             };
             start.write(1).map_err(failed("begin"))?;
             hold.run(done.as_fd(), deadline.as_fd(), &signals.messages)
