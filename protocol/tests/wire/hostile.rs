@@ -341,6 +341,14 @@ fn messages(add: &mut Add<'_>) {
     add("message/malformed/exec-name-not-utf8", &[framed(FrameId::EXEC, 0, &[2, 0xc3, 0x28])]);
     add("message/malformed/event-name-not-utf8", &[framed(FrameId::EVENT, 0, &[2, 1, 0xff])]);
     add("message/malformed/request-no-such-ask", &[framed(FrameId::REQUEST, 0, &[1, 200])]);
+    add("message/malformed/request-freeze-cut", &[framed(FrameId::REQUEST, 0, &[1, 8, 0])]);
+    add("message/malformed/request-thaw-bad-option", &[framed(FrameId::REQUEST, 0, &[1, 9, 2, 7])]);
+    add("message/trailing/request-trim", &[framed(FrameId::REQUEST, 0, &[1, 10, 0, 0])]);
+    // A freeze's list claims 2^60 file systems.
+    add(
+        "message/malformed/reply-freeze-claim",
+        &[framed(FrameId::REPLY, 0, &[&[9, 0, 6, 7, 0][..], &wide(1 << 60)].concat())],
+    );
     add("message/malformed/event-no-such-event", &[framed(FrameId::EVENT, 0, &[250])]);
     add("message/malformed/file-no-such-verb", &[framed(FrameId::FILE, 0, &[0, 99])]);
     add("message/malformed/kill-bad-target", &[framed(FrameId::KILL, 0, &[0, 2, 0, 9])]);
