@@ -108,7 +108,8 @@ impl Identity {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(IdentityError::Random)?;
         let key = SecretKey::from_bytes(&seed);
-        fs::create_dir_all(&paths.state).map_err(failed("written"))?;
+        fs::create_dir_all(&paths.state)
+            .map_err(failed("written (systemd-tmpfiles --create hospes-tools.conf makes its folder)"))?;
         let text =
             format!("{FIRST_LINE}\nmachine {}\nsecret {}\n", hex::encode(&machine), hex::encode(&seed));
         atomic_file::replace(&path, text.as_bytes(), 0o600, Durability::Disk).map_err(failed("written"))?;
