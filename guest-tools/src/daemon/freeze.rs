@@ -172,6 +172,10 @@ fn serial() -> Result<u64, WireError> {
 async fn perform(daemon: Arc<Daemon>, freeze: Freeze, serial: u64) -> FreezeReply {
     let own = daemon.config().power.timeout();
     let timeout = freeze.script_timeout_ms.map_or(own, Duration::from_millis).min(Duration::from_secs(3600));
+    // From the first script on, those of thaw.d are owed.
+    if let Err(error) = fs::write(mark(&daemon.freezes.run), format!("{serial}\n")) {
+        tracing::warn!("A daemon after this one will not know that something is frozen: {error}");
+    }
     let mut reply = FreezeReply {
         scripts: daemon.powers.scripts("freeze.d", "freeze", timeout).await,
         ..FreezeReply::default()
@@ -179,10 +183,6 @@ async fn perform(daemon: Arc<Daemon>, freeze: Freeze, serial: u64) -> FreezeRepl
     let objecting: Vec<&str> =
         reply.scripts.iter().filter(|script| script.objects()).map(|script| &*script.name).collect();
     let begun = if objecting.is_empty() {
-        let written = fs::write(mark(&daemon.freezes.run), format!("{serial}\n"));
-        if let Err(error) = written {
-            tracing::warn!("A daemon after this one will not know that something is frozen: {error}");
-        }
         daemon.freezes.set(Stage::Freezing);
         begin(&daemon, &freeze, serial, &mut reply).await
     } else {

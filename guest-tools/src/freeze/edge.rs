@@ -154,7 +154,12 @@ impl Edge for Kernel {
 
 fn read(path: &str) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(mounts::TABLE).read_to_end(&mut bytes)?;
+    File::open(path)?.take(mounts::TABLE + 1).read_to_end(&mut bytes)?;
+    // What would be missing could be a disk.
+    if bytes.len() as u64 > mounts::TABLE {
+        let message = format!("{path} is longer than {} bytes", mounts::TABLE);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
     Ok(bytes)
 }
 

@@ -35,6 +35,9 @@ use super::wire::{self, Kind, Op};
 
 /// Connections that are served while something is frozen. One is the daemon's, one the next daemon's.
 const CALLERS: usize = 4;
+/// Bytes of names of what is left out that are told at most: users mount FUSE file systems as they like, and an answer that is
+/// too long is none.
+const LEFT_OUT: usize = 512 * 1024;
 /// How long a caller may take to say what it wants, or to take a long answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of the freezing thread's stack. All of it is locked.
@@ -178,11 +181,11 @@ fn prepare<E: Edge>(edge: &E) -> Result<Prepared<E::Handle>, WireError> {
             Err(error) => return Err(told(&format!("open {}", text(&mount)), &error)),
         }
     }
-    rest.extend(plan.left_out.iter().take(4 * FREEZE_FILE_SYSTEMS).map(|out| FileSystem {
-        mount: out.point.clone(),
-        kind: text(&out.kind),
-        state: out.why,
-        error: String::new(),
+    let mut room = LEFT_OUT;
+    rest.extend(plan.left_out.iter().map_while(|out| {
+        let (mount, kind, state) = (out.point.clone(), text(&out.kind), out.why);
+        room = room.checked_sub(mount.len() + kind.len() + size_of::<FileSystem>())?;
+        Some(FileSystem { mount, kind, state, error: String::new() })
     }));
     prepared.list.append(&mut rest);
     // What can be written before is: so the freeze itself is short.

@@ -171,6 +171,27 @@ fn a_deadline_in_the_middle_of_a_slow_freeze_thaws_what_is_frozen_at_once() {
 }
 
 #[test]
+fn however_much_users_mount_the_answer_fits() {
+    let (mut table, long) = (TABLE.to_vec(), "m".repeat(4000));
+    for n in 10..2000 {
+        table.extend_from_slice(format!("{n} 1 0:{n} / /home/{n}/{long} rw - fuse.{long} x rw\n").as_bytes());
+    }
+    let helped = Helped::start(Fake { table, ..Fake::default() });
+    let mut caller = helped.caller();
+    caller.say(Op::Freeze { timeout_ms: LONG, serial: 7 });
+    let (_, plan) = caller.hear();
+    let list: Vec<FileSystem> = codec::decode(&plan[8..]).unwrap();
+    assert!(
+        list.len() > 10 && plan.len() < wire::PAYLOAD as usize / 4,
+        "{} of {} bytes",
+        list.len(),
+        plan.len()
+    );
+    assert_eq!(caller.told(Kind::Frozen).standings.len(), 2);
+    caller.say(Op::Thaw);
+}
+
+#[test]
 fn a_guest_with_nothing_to_freeze_says_so() {
     let helped =
         Helped::start(Fake { table: b"1 0 0:1 / / rw - virtiofs root rw\n".to_vec(), ..Fake::default() });
