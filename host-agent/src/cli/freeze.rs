@@ -1,8 +1,9 @@
 //! `hospes freeze`, `hospes thaw`, `hospes trim`
 
+mod command;
+
 use std::ffi::OsString;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -18,17 +19,20 @@ use serde::Serialize;
 use crate::cli::power::{ToldScript, told_script, words as script_words};
 use crate::cli::target::{Reach, command_words, duration};
 use crate::cli::{Verb, VmPlace};
-use crate::client::Client;
-use crate::command_error::{CommandError, NOT_EXECUTABLE, NOT_FOUND};
+use crate::client::{Client, ClientError};
+use crate::command_error::CommandError;
 use crate::printable;
 use crate::request::{mismatch, request};
 use crate::ui;
 use crate::vm::VmName;
+use command::Interrupts;
 
 /// How long the guest may take for what is not counted: its scripts, and to write out what it has.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How long a trim may take.
 const TRIM: Duration = Duration::from_secs(1800);
+/// How soon a thaw is asked for again where the guest's daemon is being started anew.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// Freeze a VM's file systems, so that a snapshot of its disks is whole
 ///
@@ -38,7 +42,8 @@ const TRIM: Duration = Duration::from_secs(1800);
 ///
 ///   hospes freeze dev -- qemu-img snapshot -c before-upgrade dev.qcow2
 ///
-/// Where the guest thawed before the command ended, its snapshot is none to rely on, and that is an error.
+/// Where the guest thawed before the command ended, its snapshot is none to rely on, and that is an error. Ctrl-C ends the
+/// command, and the file systems are thawed then too.
 ///
 /// ext4, xfs, btrfs and their like are frozen; what the host, other machines or programs keep is left out and named. The
 /// guest's scripts in /etc/hospes/freeze.d run before, and thaw.d after it. Until the thaw, other requests to the guest are
@@ -169,7 +174,10 @@ impl Verb for Freeze {
     fn run(mut self) -> Result<u8, CommandError> {
         let client = self.reach.client(&self.vm)?;
         let command = command_words(std::mem::take(&mut self.command));
+        // From here on no signal may end us before the thaw.
+        let interrupts = if command.is_empty() { None } else { Some(Interrupts::take()?) };
         let reply = freeze(&client, self.timeout, self.script_timeout)?;
+        let due = Instant::now() + self.timeout;
         if let Some(error) = &reply.refused {
             if self.json {
                 ui::json(&told_freeze(&self.vm, &reply))?;
@@ -181,17 +189,20 @@ impl Verb for Freeze {
         if !self.json {
             warn_of(&reply);
         }
-        if command.is_empty() {
+        let Some(interrupts) = interrupts else {
             if self.json {
                 ui::json(&told_freeze(&self.vm, &reply))?;
             } else {
                 ui::line(summary(&reply, self.timeout))?;
             }
             return Ok(0);
-        }
-        let ran = run(&command, self.json);
-        let thaw = thaw(&client, Some(reply.serial));
-        let status = ran.as_ref().map_or(None, |status| Some(shell_status(*status)));
+        };
+        let ran = match interrupts.status() {
+            Some(status) => Ok(status),
+            None => interrupts.run(&command, self.json),
+        };
+        let thaw = thaw_by(&client, reply.serial, due);
+        let status = ran.as_ref().ok().copied();
         if self.json {
             let mut told = told_freeze(&self.vm, &reply);
             told.thaw = thaw.as_ref().ok().map(|thaw| told_thaw(&self.vm, thaw));
@@ -199,7 +210,7 @@ impl Verb for Freeze {
             ui::json(&told)?;
         }
         // A command that failed has said why, and its snapshot is nobody's: its own status tells more.
-        let status = shell_status(ran?);
+        let status = ran?;
         match thaw.and_then(|thaw| self.held(&thaw)) {
             Err(error) if status == 0 => Err(error),
             Err(error) => {
@@ -286,31 +297,23 @@ fn freeze(
     }
 }
 
-fn thaw(client: &Client, serial: Option<u64>) -> Result<ThawReply, CommandError> {
+fn thaw(client: &Client, serial: Option<u64>) -> Result<ThawReply, ClientError> {
     let ask = Ask::Thaw(Release { serial });
     match request(client, ask, Some(Instant::now() + PATIENCE))?.0 {
         Answer::Thaw(reply) => Ok(reply),
-        _ => Err(mismatch().into()),
+        _ => Err(mismatch()),
     }
 }
 
-/// Runs a command of this machine's to its end. With `aside`, what it prints goes to the standard error.
-fn run(words: &[OsString], aside: bool) -> Result<ExitStatus, CommandError> {
-    let (program, arguments) = words.split_first().ok_or_else(|| CommandError::usage("No command"))?;
-    let mut command = Command::new(program);
-    command.args(arguments);
-    if aside {
-        command.stdout(std::io::stderr());
+/// Asks for the thaw of one freeze, again and again until the guest thaws by itself: its daemon may be away for a moment, and
+/// knows after it what is frozen.
+fn thaw_by(client: &Client, serial: u64, due: Instant) -> Result<ThawReply, CommandError> {
+    loop {
+        match thaw(client, Some(serial)) {
+            Err(error) if error.may_pass() && Instant::now() < due => thread::sleep(AGAIN),
+            result => return Ok(result?),
+        }
     }
-    command.status().map_err(|error| {
-        let code = if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
-        CommandError { code, ..CommandError::io(format_args!("Running {}", program.display()), &error) }
-    })
-}
-
-fn shell_status(status: ExitStatus) -> u8 {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255);
-    u8::try_from(code).unwrap_or(255)
 }
 
 /// Whether everything was frozen up to the request.
@@ -495,14 +498,5 @@ mod tests {
             (&value["file_systems"][2]["bytes"], &value["file_systems"][2]["error"]),
             (&serde_json::Value::Null, &"no".into())
         );
-    }
-
-    #[test]
-    fn a_commands_end_is_a_shells() {
-        let words = |text: &str| ["sh", "-c", text].map(OsString::from);
-        assert_eq!(shell_status(run(&words("exit 3"), true).unwrap()), 3);
-        assert_eq!(shell_status(run(&words("kill -9 $$"), true).unwrap()), 137);
-        assert_eq!(run(&["/nonexistent/program".into()], true).unwrap_err().code, NOT_FOUND);
-        assert_eq!(run(&["/".into()], true).unwrap_err().code, NOT_EXECUTABLE);
     }
 }
