@@ -1,7 +1,7 @@
 # Hospes: every target does its own set-up on a fresh Debian 12 machine, as root or with sudo, and says what it does.
 
 .NOTPARALLEL:
-.PHONY: help setup lab lab-display desktops build guest floor machine package tools-package test-package packages test test-crates test-guest test-desktop test-display demo demo-desktop bench check fuzz torture test-vsock test-time test-share suites guest-shell clean-lab
+.PHONY: help setup lab lab-display desktops build guest floor machine package tools-package test-package packages test test-crates test-guest test-desktop test-display demo demo-desktop bench check fuzz torture test-vsock test-time test-share test-freeze suites guest-shell clean-lab
 
 # One clock for the whole run: every line of progress tells the time since it began.
 ifndef HOSPES_STARTED
@@ -23,6 +23,7 @@ help:
 	@echo 'make test-vsock  the kernel'\''s own test of vsock, between two guests'
 	@echo 'make test-share  pjdfstest, fsx, git, sqlite, a build and stress-ng on a shared folder (three quarters of an hour)'
 	@echo 'make test-time   the guest'\''s clock after 22 pauses for each time service (20 minutes)'
+	@echo 'make test-freeze  200 freezes of a guest that writes, with random kills, each snapshot held against fsck (20 minutes)'
 	@echo 'make torture   200 random kills under running commands and copies'
 	@echo
 	@echo 'make setup     packages, a Rust toolchain where none is there, and what builds for the guest'
@@ -147,6 +148,10 @@ test-share: setup lab suites build
 test-time: setup lab build floor tools-package
 	@$(env) say "Pausing a guest, for each time service"; \
 	PAUSES=all cargo test --locked -p integration-tests --test time -- --nocapture
+
+test-freeze: setup lab build tools-package
+	@$(env) say 'Freezing a guest'; \
+	FREEZES=$${FREEZES:-200} cargo test --locked -p integration-tests --test freeze -- what_hospes_calls_whole --nocapture
 
 torture: setup lab build tools-package
 	@$(env) say 'Killing at random'; \

@@ -14,6 +14,7 @@ packages="
     qemu-user-static binfmt-support arch-test
     mmdebstrap debian-archive-keyring
     e2fsprogs cpio xz-utils
+    xfsprogs
     openssh-client rsync
     strace
     dpkg-dev fakeroot
@@ -25,6 +26,7 @@ packages="
 # qemu-system-common          has virtiofsd, beside which shared folders are tried and measured
 # strace                      counts system calls for `make bench`
 # mmdebstrap, e2fsprogs, cpio make its disk and its initramfs
+# xfsprogs                    makes a second disk for guests, and says whether a snapshot of it is whole
 # openssh-client, rsync       the lab's key, the peer that `make bench` measures against, what the demo carries
 # dpkg-dev, fakeroot          build the packages
 # fuse3                       shows copied files of guests: hospes recommends it

@@ -1,4 +1,4 @@
-//! What is mounted, as `/proc/self/mountinfo` has it (proc_pid_mountinfo(5)).
+//! What is mounted, as `/proc/self/mountinfo` has it (`proc_pid_mountinfo(5)`).
 //!
 //! ```text
 //! 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue

@@ -193,11 +193,13 @@ mod tests {
     const KINDS: &[u8] = b"nodev\tsysfs\nnodev\tproc\nnodev\ttmpfs\nnodev\tfuse\nnodev\toverlay\nnodev\tnfs4\n\
         nodev\tvirtiofs\nnodev\tzfs\nnodev\tdevtmpfs\n\text4\n\txfs\n\tbtrfs\n\tvfat\n\tsquashfs\n\tfuseblk\n";
 
-    fn planned(table: &str, beneath: &[((u32, u32), (u32, u32))]) -> Plan {
+    /// A device's number.
+    type Number = (u32, u32);
+
+    fn planned(table: &str, beneath: &[(Number, Number)]) -> Plan {
         let device = |(major, minor)| Device { major, minor };
         plan(&parse(table.as_bytes()), &without_device(KINDS), |of| {
-            let lies =
-                |(upper, lower): &((u32, u32), (u32, u32))| (device(*upper) == of).then_some(device(*lower));
+            let lies = |(upper, lower): &(Number, Number)| (device(*upper) == of).then_some(device(*lower));
             beneath.iter().filter_map(lies).collect()
         })
     }
