@@ -23,7 +23,7 @@ help:
 	@echo 'make test-vsock  the kernel'\''s own test of vsock, between two guests'
 	@echo 'make test-share  pjdfstest, fsx, git, sqlite, a build and stress-ng on a shared folder (three quarters of an hour)'
 	@echo 'make test-time   the guest'\''s clock after 22 pauses for each time service (20 minutes)'
-	@echo 'make test-freeze  200 freezes of a guest that writes, with random kills, each snapshot held against fsck (20 minutes)'
+	@echo 'make test-freeze  200 freezes of a guest that writes, with random kills, each snapshot held against fsck (an hour)'
 	@echo 'make torture   200 random kills under running commands and copies'
 	@echo
 	@echo 'make setup     packages, a Rust toolchain where none is there, and what builds for the guest'
