@@ -21,6 +21,8 @@ use hospes_protocol::process::{Kill, Killed, Process, Processes};
 use hospes_protocol::ticket::{Ticket, Window};
 use hospes_protocol::version::Capabilities;
 
+use crate::home::eventually;
+
 /// What answers a request.
 pub(crate) type Replies = fn(&Ask) -> Result<Answer, WireError>;
 /// What serves an operation.
@@ -152,8 +154,9 @@ impl Guest {
         self.state.lock().unwrap().controls.len()
     }
 
-    /// Sends an event to every control session.
+    /// Sends an event to every control session, once there is one: the host may say that it is connected a moment before.
     pub(crate) fn event(&self, event: &Event) {
+        eventually("a control session", || self.controls() > 0);
         let mut out = Vec::new();
         frame::put(FrameId::EVENT, event, &mut out);
         self.tell(&out);

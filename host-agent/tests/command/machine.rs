@@ -1,9 +1,10 @@
 //! What becomes of a machine, as the agent tells it: by the guest's own word, and by QEMU's.
 
-use std::io::{BufRead, BufReader, Lines, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::{Child, ChildStdout};
+use std::process::Child;
+use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use hospes_protocol::control::Event;
@@ -17,14 +18,18 @@ use crate::home::{Agent, Home, eventually};
 /// `hospes events`, from when it has heard one.
 struct Events {
     child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    lines: Receiver<String>,
 }
 
 impl Events {
     fn of(home: &Home, guest: &Guest) -> Self {
         let mut child = home.command(["events", "--json"]).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut events = Self { child, lines };
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        let events = Self { child, lines };
         let heard = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -39,9 +44,9 @@ impl Events {
         events
     }
 
-    fn next(&mut self, wanted: &str) -> Value {
+    fn next(&self, wanted: &str) -> Value {
         loop {
-            let line = self.lines.next().expect(wanted).unwrap();
+            let line = self.lines.recv_timeout(Duration::from_secs(60)).expect(wanted);
             let event: Value = serde_json::from_str(&line).unwrap();
             if event["event"] == wanted {
                 return event;
@@ -67,7 +72,7 @@ fn a_guest_that_goes_down_is_seen_to_stop_and_one_that_restarts_is_not() {
     home.add("dev", &guest);
     let _agent = Agent::start(&home);
     connected(&home);
-    let mut events = Events::of(&home, &guest);
+    let events = Events::of(&home, &guest);
     guest.event(&Event::Stopping("reboot".to_owned()));
     assert_eq!(events.next("rebooting")["vm"], "dev");
     guest.event(&Event::Stopping("upgrade".to_owned()));
@@ -86,7 +91,7 @@ fn a_guest_that_goes_on_from_an_earlier_moment_of_its_boot_is_told() {
     home.add("dev", &guest);
     let _agent = Agent::start(&home);
     connected(&home);
-    let mut events = Events::of(&home, &guest);
+    let events = Events::of(&home, &guest);
     let at = |uptime_ms| Event::Info(Box::new(Info { uptime_ms, ..info() }));
     guest.event(&at(100_000));
     guest.event(&at(200_000));
@@ -103,7 +108,7 @@ fn qemu_tells_of_pauses_and_of_the_end() {
     home.good(["add", "dev", &guest.endpoint(), "--qmp", socket]);
     let _agent = Agent::start(&home);
     connected(&home);
-    let mut events = Events::of(&home, &guest);
+    let events = Events::of(&home, &guest);
     // QEMU comes later than the agent, and its socket has a name before it listens.
     let listener = bind_then_listen(socket);
     let (mut qemu, _) = listener.accept().unwrap();
