@@ -46,8 +46,9 @@ impl Vnc {
             encodings.extend(encoding.to_be_bytes());
         }
         vnc.stream.write_all(&encodings)?;
-        // The first update says that the extension is there; without it no size may be asked for.
-        vnc.request()?;
+        // The first update says that the extension is there; without it no size may be asked for. Of a screen on which
+        // nothing changes it has to be a whole one.
+        vnc.request(false)?;
         vnc.message()?;
         Ok(vnc)
     }
@@ -75,7 +76,7 @@ impl Vnc {
             if left.is_zero() {
                 return Ok(None);
             }
-            self.request()?;
+            self.request(true)?;
             self.stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
             match self.message() {
                 Ok(()) => (),
@@ -88,9 +89,9 @@ impl Vnc {
         Ok(Some(began.elapsed()))
     }
 
-    /// Asks to be told of changes, of little more than the size.
-    fn request(&mut self) -> Result<()> {
-        let mut message = vec![UPDATE_REQUEST, 1];
+    /// Asks to be told of changes, or of what there is, of little more than the size.
+    fn request(&mut self, changes: bool) -> Result<()> {
+        let mut message = vec![UPDATE_REQUEST, u8::from(changes)];
         for number in [0_u16, 0, 16, 16] {
             message.extend(number.to_be_bytes());
         }
