@@ -311,6 +311,7 @@ impl Mutter {
     fn asked(&mut self, session: usize, kind: String, transfer: u32, orders: &Orders) {
         let (remote, events, serial) = (Rc::clone(&self.remote), orders.events.clone(), self.ours);
         let many = self.tasks.len() > TRANSFERS;
+        // Not had where the session is about to show more, which it does only once nothing is asked of it any more.
         let waits = Arc::clone(&self.remote.sessions[session].taken_up).try_read_owned().ok();
         self.tasks.spawn_local(async move {
             let taken_up = remote.call(session, "SelectionWrite", &transfer).await;
